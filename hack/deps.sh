@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Installs the Debian packages that the harness needs. Does nothing, quickly, when they are there.
+#   deps.sh [vm|cluster|all]     default: all
+set -euo pipefail
+source "$(dirname "$0")/lib/common.sh"
+
+COMMON=(ca-certificates iproute2 jq make procps xz-utils)
+# The VM and what the tests in it use.
+VM=(aoetools busybox-static cpio e2fsprogs erofs-utils fio kmod nbd-client protobuf-compiler qemu-system-x86 tcpdump
+  util-linux vblade xfsprogs)
+# What a Kubernetes node of ours is made of, and the cluster around it.
+CLUSTER=(conntrack containerd containernetworking-plugins iptables openssl runc socat)
+
+case ${1:-all} in
+  vm) wanted=("${COMMON[@]}" "${VM[@]}") ;;
+  cluster | all) wanted=("${COMMON[@]}" "${VM[@]}" "${CLUSTER[@]}") ;;
+  *) die "usage: deps.sh [vm|cluster|all]" ;;
+esac
+
+missing=()
+for package in "${wanted[@]}"; do
+  dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+done
+command -v go >/dev/null || die "Go is not installed: unpack https://go.dev/dl to /usr/local/go (see go.mod for the version)"
+[ ${#missing[@]} -gt 0 ] || exit 0
+
+need_root
+say "installing ${missing[*]}"
+export DEBIAN_FRONTEND=noninteractive
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+# Services of these packages must not start on the developer's machine: policy-rc.d answers "not allowed" (101).
+policy=/usr/sbin/policy-rc.d
+if [ ! -e $policy ]; then
+  printf '#!/bin/sh\nexit 101\n' >$policy && chmod +x $policy
+  trap 'rm -f "$log" $policy' EXIT
+fi
+{ apt-get update -q && apt-get install -qy --no-install-recommends "${missing[@]}"; } >"$log" 2>&1 || {
+  tail -30 "$log" >&2
+  die "apt-get could not install ${missing[*]}"
+}
