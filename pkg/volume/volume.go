@@ -1,24 +1,21 @@
 package volume
 
 import (
-	"errors"
+	"fmt"
 	"time"
 
 	"github.com/aoe-csi/aoe-csi/pkg/aoe"
 )
 
-// Errors that decide the answer; pkg/driver maps each to one gRPC code.
-var (
-	ErrInvalid      = errors.New("invalid argument")           // INVALID_ARGUMENT
-	ErrNotFound     = errors.New("not found")                  // NOT_FOUND
-	ErrConflict     = errors.New("exists and differs")         // ALREADY_EXISTS
-	ErrOutOfRange   = errors.New("out of range")               // OUT_OF_RANGE
-	ErrNoSpace      = errors.New("no shelf has room")          // RESOURCE_EXHAUSTED
-	ErrUnavailable  = errors.New("shelf does not answer")      // UNAVAILABLE
-	ErrUnauthorized = errors.New("shelf refused our identity") // UNAUTHENTICATED
-	ErrInUse        = errors.New("volume is in use")           // FAILED_PRECONDITION
-	ErrPending      = errors.New("operation in progress")      // ABORTED
-)
+// SizeUnit is what sizes are multiples of, in bytes: a page, so that no file system ever
+// sees a tail that it cannot use.
+const SizeUnit = 4096
+
+// DefaultSize is the size of a volume when nobody asked for one, in bytes.
+const DefaultSize = 1 << 30
+
+// MaxSize is the largest size that ATA can address, in bytes: 48 bits of 512-byte sectors.
+const MaxSize = 1 << 57
 
 // CreateRequest asks for a volume; Name makes it idempotent.
 type CreateRequest struct {
@@ -31,6 +28,33 @@ type CreateRequest struct {
 	Claim string
 }
 
+// Size chooses the size in bytes: what is required rounded up to SizeUnit, never above the
+// limit. The error is ErrInvalid for sizes that mean nothing, ErrOutOfRange for those that
+// cannot be.
+func (r CreateRequest) Size() (int64, error) {
+	switch {
+	case r.RequiredBytes < 0 || r.LimitBytes < 0:
+		return 0, fmt.Errorf("%w: negative size (required %d, limit %d)", ErrInvalid, r.RequiredBytes, r.LimitBytes)
+	case r.LimitBytes > 0 && r.RequiredBytes > r.LimitBytes:
+		return 0, fmt.Errorf("%w: required size %d is above the limit %d", ErrInvalid, r.RequiredBytes, r.LimitBytes)
+	case r.RequiredBytes > MaxSize:
+		return 0, fmt.Errorf("%w: %d bytes is more than an ATA disk can have (%d)", ErrOutOfRange, r.RequiredBytes, int64(MaxSize))
+	}
+	size := r.RequiredBytes
+	if size == 0 {
+		size = DefaultSize
+		if r.LimitBytes > 0 && r.LimitBytes < size {
+			size = r.LimitBytes / SizeUnit * SizeUnit
+		}
+	}
+	size = (size + SizeUnit - 1) / SizeUnit * SizeUnit
+	if size == 0 || r.LimitBytes > 0 && size > r.LimitBytes {
+		return 0, fmt.Errorf("%w: sizes are multiples of %d bytes, none lies between %d and %d",
+			ErrOutOfRange, SizeUnit, r.RequiredBytes, r.LimitBytes)
+	}
+	return size, nil
+}
+
 // Parameters are those of a StorageClass, checked.
 type Parameters struct {
 	Shelf       *uint16       // nil: the one with most room
@@ -38,6 +62,15 @@ type Parameters struct {
 	MkfsOptions string        // handed to mkfs, split at spaces
 	Frontend    string        // "auto", "ublk", "nbd"
 	DeadTime    time.Duration // 0: wait for ever
+}
+
+// Equal says whether two sets of parameters ask for the same.
+func (p Parameters) Equal(q Parameters) bool {
+	if (p.Shelf == nil) != (q.Shelf == nil) || p.Shelf != nil && *p.Shelf != *q.Shelf {
+		return false
+	}
+	p.Shelf, q.Shelf = nil, nil
+	return p == q
 }
 
 // Volume is what was made.
@@ -57,4 +90,16 @@ type Publication struct {
 	Frontend   string
 	DeadTime   time.Duration
 	ReadOnly   bool
+}
+
+// CapacityRequest asks what could be made with these parameters in these segments.
+type CapacityRequest struct {
+	Parameters Parameters
+	Segments   []string // empty: all
+}
+
+// Capacity is what new volumes could take, without over-commitment.
+type Capacity struct {
+	AvailableBytes int64 // of all shelves that fit
+	MaxVolumeBytes int64 // the largest single volume
 }
