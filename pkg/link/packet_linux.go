@@ -1,0 +1,269 @@
+package link
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/aoe-csi/aoe-csi/pkg/pool"
+)
+
+const (
+	// ethernetLen is what a frame has beside the MTU's bytes.
+	ethernetLen = 14
+	// packetBatch is how many frames one system call moves.
+	packetBatch = 64
+	// defaultBuffer is the socket's queue in bytes. The kernel charges more than a frame's length for it, so this holds
+	// some 500 large frames.
+	defaultBuffer = 8 << 20
+)
+
+// PacketConfig says what a packet link receives.
+type PacketConfig struct {
+	// Filter is required: without one a link would get every AoE frame of the segment.
+	Filter Filter
+	// Buffer is the size of the socket's send and of its receive queue in bytes; 0 means 8 MiB.
+	Buffer int
+}
+
+// PacketStats counts since the link was opened.
+type PacketStats struct {
+	// Dropped frames found the receive queue full.
+	Dropped uint64
+	// Truncated frames were longer than the MTU and were not lent.
+	Truncated uint64
+}
+
+// Packet is a Link over AF_PACKET on one interface. It copies: frames are free again when Send returns. Needs CAP_NET_RAW.
+type Packet struct {
+	name    string
+	fd      int
+	ifindex int32
+	mac     [6]byte
+	mtu     int
+	out     *sender
+	in      *receiver
+	stats   PacketStats
+}
+
+var _ Link = (*Packet)(nil)
+
+// OpenPacket binds a socket to the named interface. Nothing is queued before the filter is in force.
+func OpenPacket(ifname string, c PacketConfig) (*Packet, error) {
+	if len(c.Filter) == 0 {
+		return nil, fmt.Errorf("open packet link %s: no filter", ifname)
+	}
+	// Protocol 0 receives nothing until bind(2) gives the real one (packet(7)).
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open packet link %s: %w", ifname, os.NewSyscallError("socket", err))
+	}
+	l := &Packet{name: ifname, fd: fd, out: newSender(packetBatch, true)}
+	if err := l.configure(c); err != nil {
+		return nil, errors.Join(fmt.Errorf("open packet link %s: %w", ifname, err), l.Close())
+	}
+	if err := l.Refresh(); err != nil {
+		return nil, errors.Join(fmt.Errorf("open packet link: %w", err), l.Close())
+	}
+	return l, nil
+}
+
+func (l *Packet) configure(c PacketConfig) error {
+	if c.Buffer == 0 {
+		c.Buffer = defaultBuffer
+	}
+	if err := setBuffers(l.fd, c.Buffer); err != nil {
+		return err
+	}
+	if err := unix.SetsockoptInt(l.fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1); err != nil {
+		return fmt.Errorf("ignore outgoing frames: %w", os.NewSyscallError("setsockopt", err))
+	}
+	return attachFilter(l.fd, c.Filter)
+}
+
+// setBuffers sizes both queues of a socket: past the system's limit if it may (CAP_NET_ADMIN), else up to it.
+func setBuffers(fd, size int) error {
+	for _, opt := range [][2]int{{unix.SO_SNDBUFFORCE, unix.SO_SNDBUF}, {unix.SO_RCVBUFFORCE, unix.SO_RCVBUF}} {
+		if unix.SetsockoptInt(fd, unix.SOL_SOCKET, opt[0], size) == nil {
+			continue
+		}
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, opt[1], size); err != nil {
+			return fmt.Errorf("size socket buffers: %w", os.NewSyscallError("setsockopt", err))
+		}
+	}
+	return nil
+}
+
+func attachFilter(fd int, f Filter) error {
+	prog := make([]unix.SockFilter, len(f))
+	for i, ins := range f {
+		prog[i] = unix.SockFilter{Code: ins.Op, Jt: ins.Jt, Jf: ins.Jf, K: ins.K}
+	}
+	err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(prog)), Filter: &prog[0]})
+	if err != nil {
+		return fmt.Errorf("attach filter: %w", os.NewSyscallError("setsockopt", err))
+	}
+	return nil
+}
+
+// Refresh reads MAC, MTU and state of the interface again, and binds again if it was deleted and created anew. It ends the loan
+// of received frames. The error matches ErrDown if the interface is not there or not up; the link can be refreshed again.
+func (l *Packet) Refresh() error {
+	now, err := readInterface(l.fd, l.name)
+	if err != nil {
+		return fmt.Errorf("refresh %s: %w", l.name, err)
+	}
+	if now.index != l.ifindex {
+		addr := &unix.SockaddrLinklayer{Protocol: htons(etherType), Ifindex: int(now.index)}
+		if err := unix.Bind(l.fd, addr); err != nil {
+			return fmt.Errorf("refresh %s: %w", l.name, os.NewSyscallError("bind", err))
+		}
+		l.ifindex = now.index
+	}
+	l.mac = now.mac
+	if l.in == nil || now.mtu != l.mtu {
+		in, err := newReceiver(packetBatch, now.mtu+ethernetLen)
+		if err != nil {
+			return fmt.Errorf("refresh %s: %w", l.name, err)
+		}
+		old := l.in
+		l.in, l.mtu = in, now.mtu
+		if old != nil {
+			if err := old.close(); err != nil {
+				return fmt.Errorf("refresh %s: %w", l.name, err)
+			}
+		}
+	}
+	if !now.up {
+		return fmt.Errorf("refresh %s: %w", l.name, ErrDown)
+	}
+	return nil
+}
+
+// Name implements Link.
+func (l *Packet) Name() string { return l.name }
+
+// MAC implements Link; Refresh reads it again.
+func (l *Packet) MAC() [6]byte { return l.mac }
+
+// MTU implements Link; Refresh reads it again.
+func (l *Packet) MTU() int { return l.mtu }
+
+// FD implements Link.
+func (l *Packet) FD() int { return l.fd }
+
+// Send implements Link. It borrows the frames until it returns and pads short ones to 60 bytes on the wire.
+func (l *Packet) Send(frames []*pool.Frame) (int, error) {
+	n, errno := l.out.send(l.fd, frames)
+	switch errno {
+	case 0, unix.EAGAIN, unix.ENOBUFS: // full: the socket's queue, or the interface's
+		return n, nil
+	case unix.EMSGSIZE:
+		return n, ErrTooLong
+	}
+	return n, l.failed("send", errno)
+}
+
+// Receive implements Link.
+func (l *Packet) Receive(dst [][]byte) (int, error) {
+	got, errno := l.in.receive(l.fd, len(dst))
+	if errno != 0 {
+		if errno == unix.EAGAIN {
+			return 0, nil
+		}
+		return 0, l.failed("receive", errno)
+	}
+	n := 0
+	for i := range got {
+		b, cut := l.in.message(i)
+		if cut {
+			l.stats.Truncated++
+			continue
+		}
+		dst[n] = b
+		n++
+	}
+	return n, nil
+}
+
+// failed says what an errno means. The socket keeps working when the interface comes back up.
+func (l *Packet) failed(op string, errno unix.Errno) error {
+	switch errno {
+	case unix.ENETDOWN, unix.ENXIO, unix.ENODEV:
+		return ErrDown
+	}
+	return fmt.Errorf("%s on %s: %w", op, l.name, errno)
+}
+
+// Stats reads the kernel's counters, too; for the owner's thread.
+func (l *Packet) Stats() (PacketStats, error) {
+	s, err := unix.GetsockoptTpacketStats(l.fd, unix.SOL_PACKET, unix.PACKET_STATISTICS)
+	if err != nil {
+		return l.stats, fmt.Errorf("statistics of %s: %w", l.name, os.NewSyscallError("getsockopt", err))
+	}
+	l.stats.Dropped += uint64(s.Drops) // the kernel's count starts again with every reading
+	return l.stats, nil
+}
+
+// Close implements Link. It ends the loan of received frames.
+func (l *Packet) Close() error {
+	if l.fd < 0 {
+		return nil
+	}
+	err := os.NewSyscallError("close", unix.Close(l.fd))
+	l.fd = -1
+	if l.in != nil {
+		err = errors.Join(err, l.in.close())
+	}
+	if err != nil {
+		return fmt.Errorf("close %s: %w", l.name, err)
+	}
+	return nil
+}
+
+// netInterface is what the kernel says of an interface.
+type netInterface struct {
+	index int32
+	mac   [6]byte
+	mtu   int
+	up    bool
+}
+
+// ifreq is struct ifreq of netdevice(7).
+type ifreq struct {
+	name [unix.IFNAMSIZ]byte
+	data [24]byte
+}
+
+// readInterface asks in the network namespace of the socket fd.
+func readInterface(fd int, name string) (netInterface, error) {
+	var n netInterface
+	if len(name) >= unix.IFNAMSIZ {
+		return n, fmt.Errorf("interface name of %d characters: %w", len(name), ErrDown)
+	}
+	for _, ask := range []struct {
+		request uintptr
+		take    func(data *[24]byte)
+	}{
+		{unix.SIOCGIFINDEX, func(d *[24]byte) { n.index = *(*int32)(unsafe.Pointer(d)) }},
+		{unix.SIOCGIFMTU, func(d *[24]byte) { n.mtu = int(*(*int32)(unsafe.Pointer(d))) }},
+		{unix.SIOCGIFFLAGS, func(d *[24]byte) { n.up = *(*uint16)(unsafe.Pointer(d))&unix.IFF_UP != 0 }},
+		{unix.SIOCGIFHWADDR, func(d *[24]byte) { n.mac = [6]byte(d[2:8]) }}, // after the address family
+	} {
+		var req ifreq
+		copy(req.name[:], name)
+		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), ask.request, uintptr(unsafe.Pointer(&req)))
+		switch errno {
+		case 0:
+			ask.take(&req.data)
+		case unix.ENODEV, unix.ENXIO:
+			return n, fmt.Errorf("no such interface: %w", ErrDown)
+		default:
+			return n, fmt.Errorf("read interface: %w", os.NewSyscallError("ioctl", errno))
+		}
+	}
+	return n, nil
+}
