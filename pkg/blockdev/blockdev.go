@@ -13,6 +13,8 @@ var (
 	ErrUnsupported = errors.New("front end not supported here")
 	// ErrNoDevice: every device number is taken.
 	ErrNoDevice = errors.New("no free device")
+	// ErrNotYet: the kernel still holds on to the earlier server; Close, Recover and Start again a little later.
+	ErrNotYet = errors.New("earlier server not gone yet")
 	// ErrHung: a control call of the kernel did not come back in time.
 	ErrHung = errors.New("kernel control call hangs")
 )
@@ -32,8 +34,8 @@ const (
 // Request is one block request. A queue allocates all of its requests when it is made, so that
 // Index is stable and a caller can keep its own state per index.
 type Request struct {
-	Index  int    // 0 ≤ Index < Queue.Depth
-	Op     Op     //
+	Index  int // 0 ≤ Index < Queue.Depth
+	Op     Op
 	FUA    bool   // the write must be durable before it completes
 	Offset uint64 // bytes, multiple of the logical block
 	Length uint32 // bytes
@@ -51,12 +53,17 @@ type Queue interface {
 	FD() int
 	// Depth is how many requests can be out at once.
 	Depth() int
-	// Poll appends the requests that have arrived whole and returns the longer slice; io.EOF when the kernel's
-	// end is gone for good. It does not block.
+	// Poll appends the requests that have arrived whole and returns the longer slice, also beside an error: io.EOF when
+	// the kernel's end is gone for good. It reads until there is nothing more (FD may be watched edge-triggered), and does
+	// not block.
 	Poll(dst []*Request) ([]*Request, error)
 	// Complete gives a request back; errno 0 is success. The completion may stay queued until Flush.
 	Complete(r *Request, errno syscall.Errno)
-	// Flush hands queued completions to the kernel. more says that some did not fit: call again when FD is writable.
+	// Stalled says that Poll left input behind because the requests that are out hold all memory: call Poll again after
+	// a Flush. FD does not announce that input a second time.
+	Stalled() bool
+	// Flush hands queued completions to the kernel. more says that some did not fit: call again when FD is writable, and
+	// in any case after a millisecond or so, since memory may have been what was short.
 	Flush() (more bool, err error)
 }
 
@@ -97,10 +104,12 @@ type Device interface {
 	Queue() Queue
 	// Start makes the device appear. When it returns the device can be opened.
 	Start(ctx context.Context) error
+	// Idle says whether the kernel has no request out on the device right now.
+	Idle() (bool, error)
 	// Resize tells the kernel the new size; only while the target answers.
 	Resize(ctx context.Context, bytes uint64) error
 	// Stop removes the device: pending requests fail unless the event loop completes them meanwhile. The event loop
-	// serves the queue until Stop has returned. Idempotent.
+	// serves the queue until Stop has returned. It does not wait for I/O (ask Idle first). Idempotent.
 	Stop(ctx context.Context) error
 	// Close releases what the process holds (sockets, memory) without touching the kernel's device. After Stop.
 	Close() error

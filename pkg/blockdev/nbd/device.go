@@ -1,0 +1,289 @@
+package nbd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/aoe-csi/aoe-csi/pkg/blockdev"
+)
+
+const (
+	// socketBytes per direction: some requests of the largest size, so that the kernel rarely waits to hand one over.
+	socketBytes = 2 << 20
+	// maxRequestKiB keeps requests well below regionBytes; large ones gain nothing, as a frame carries 8 KiB.
+	maxRequestKiB = 256
+	// nodeTimeout is how long devtmpfs may take to show a device that was made on demand.
+	nodeTimeout = 10 * time.Second
+	// dropWindow is how long after RECONFIGURE the kernel may take to show that it did not want the socket.
+	dropWindow = 150 * time.Millisecond
+)
+
+// device is one /dev/nbdN.
+type device struct {
+	f       *Frontend
+	q       *queue
+	recover bool // RECONFIGURE instead of CONNECT
+
+	mu      sync.Mutex // serialises control calls and guards the fields below
+	state   blockdev.State
+	kernel  int // the kernel's end of the pair, −1 once handed over
+	started bool
+	stopped bool
+	closed  bool
+}
+
+func newDevice(f *Frontend, s blockdev.State, recovering bool) (*device, error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("socket pair: %w", err)
+	}
+	closePair := func() { _, _ = unix.Close(pair[0]), unix.Close(pair[1]) } // fresh sockets: nothing to lose
+	// Only our end is non-blocking: the kernel sends as it likes.
+	if err := unix.SetNonblock(pair[0], true); err != nil {
+		closePair()
+		return nil, fmt.Errorf("socket pair: %w", err)
+	}
+	for _, fd := range pair {
+		if err := setSendBuffer(fd, socketBytes); err != nil {
+			closePair()
+			return nil, err
+		}
+	}
+	q, err := newQueue(pair[0], s.Params.Depth, regionBytes)
+	if err != nil {
+		closePair()
+		return nil, err
+	}
+	return &device{f: f, q: q, recover: recovering, state: s, kernel: pair[1]}, nil
+}
+
+// setSendBuffer: the sender's limit is the only one that counts on unix sockets.
+func setSendBuffer(fd, bytes int) error {
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, bytes); err == nil {
+		return nil
+	}
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, bytes); err != nil {
+		return fmt.Errorf("set send buffer: %w", err)
+	}
+	return nil
+}
+
+// Path implements blockdev.Device.
+func (d *device) Path() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.path()
+}
+
+func (d *device) path() string {
+	return filepath.Join(d.f.dev, fmt.Sprintf("nbd%d", d.state.Number))
+}
+
+// State implements blockdev.Device.
+func (d *device) State() blockdev.State {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.state
+}
+
+// Queue implements blockdev.Device.
+func (d *device) Queue() blockdev.Queue { return d.q }
+
+// Idle implements blockdev.Device.
+func (d *device) Idle() (bool, error) {
+	return d.f.sys.idle(d.State().Number)
+}
+
+// Start implements blockdev.Device. A number that somebody else took since Create is exchanged for another: State
+// tells the one in use.
+func (d *device) Start(ctx context.Context) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.started || d.stopped {
+		return fmt.Errorf("start %s: started or stopped before", d.path())
+	}
+	var err error
+	if d.recover {
+		err = d.reconnect()
+	} else {
+		err = d.connect()
+	}
+	if err != nil {
+		return err
+	}
+	d.started = true
+	d.f.unreserve(d.state.Number)
+	d.closeKernelEnd()
+	return d.settle(ctx)
+}
+
+func (d *device) connect() error {
+	for {
+		attributes, err := connectAttributes(d.state.Number, d.kernel, d.state.Params)
+		if err != nil {
+			return err
+		}
+		number, id := d.state.Number, d.state.ID
+		err = d.handOver(fmt.Sprintf("connect nbd%d", number), genlConnect, attributes, func() {
+			// It succeeded after we gave up: a device that nobody serves.
+			_ = d.f.disconnect(number, id)
+		})
+		if !errors.Is(err, syscall.EBUSY) {
+			return err
+		}
+		next, err := d.f.reserve()
+		d.f.unreserve(number)
+		if err != nil {
+			return err
+		}
+		d.state.Number = next
+	}
+}
+
+// handOver makes a control call that carries the kernel's end of the pair. If the call hangs, the descriptor stays open
+// until it comes back, because the kernel may yet look up its number. tooLate is called if it succeeds then.
+func (d *device) handOver(what string, command uint8, attributes []byte, tooLate func()) error {
+	fd := d.kernel
+	err := d.f.control.call(what, command, attributes, func(err error) {
+		_ = unix.Close(fd) // nobody else has it any more
+		if err == nil && tooLate != nil {
+			tooLate()
+		}
+	})
+	if errors.Is(err, errAbandoned) {
+		d.kernel = -1
+	}
+	return err
+}
+
+// reconnect replaces the dead socket of an earlier server. The kernel answers "done" and drops the new socket when the
+// old one is not dead yet, so the proof is that our end stays open.
+func (d *device) reconnect() error {
+	attributes, err := reconnectAttributes(d.state.Number, d.kernel, d.state.ID)
+	if err != nil {
+		return err
+	}
+	what := fmt.Sprintf("reconnect nbd%d", d.state.Number)
+	if err := d.handOver(what, genlReconfigure, attributes, nil); err != nil {
+		return err
+	}
+	d.closeKernelEnd()
+	fds := []unix.PollFd{{Fd: int32(d.q.FD())}} // hang-up is always reported
+	deadline := time.Now().Add(dropWindow)
+	for left := dropWindow; left > 0; left = time.Until(deadline) {
+		n, err := unix.Poll(fds, int(left.Milliseconds())+1)
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+		if n > 0 {
+			return fmt.Errorf("%s: %w", what, blockdev.ErrNotYet)
+		}
+	}
+	return nil
+}
+
+// settle sets the queue up, at once: later a write to these attributes waits for every unanswered request.
+func (d *device) settle(ctx context.Context) error {
+	number := d.state.Number
+	timeout := strconv.FormatInt(d.state.Params.ReplayAfter.Milliseconds(), 10)
+	err := d.f.control.run(fmt.Sprintf("set up the queue of nbd%d", number), func() error {
+		if err := d.f.sys.write(number, timeout, "queue", "io_timeout"); err != nil {
+			return err
+		}
+		if d.recover {
+			return nil // it was set when the device was made
+		}
+		return d.f.sys.write(number, strconv.Itoa(maxRequestKiB), "queue", "max_sectors_kb")
+	}, nil)
+	if err != nil {
+		return fmt.Errorf("start nbd%d: %w", number, err)
+	}
+	return d.waitForNode(ctx)
+}
+
+// waitForNode waits until the device node can be seen.
+func (d *device) waitForNode(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, nodeTimeout)
+	defer cancel()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		_, err := os.Stat(d.path())
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("start %s: device node does not appear (is this the host's /dev?): %w", d.path(), err)
+		case <-tick.C:
+		}
+	}
+}
+
+// Resize implements blockdev.Device.
+func (d *device) Resize(_ context.Context, bytes uint64) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if bytes == 0 || bytes%uint64(d.state.Params.LogicalBlock) != 0 {
+		return fmt.Errorf("resize nbd%d: %d bytes are not a multiple of %d", d.state.Number, bytes, d.state.Params.LogicalBlock)
+	}
+	attributes, err := resizeAttributes(d.state.Number, d.state.ID, bytes)
+	if err != nil {
+		return err
+	}
+	if err := d.f.control.call(fmt.Sprintf("resize nbd%d", d.state.Number), genlReconfigure, attributes, nil); err != nil {
+		return err
+	}
+	d.state.Params.SizeBytes = bytes
+	return nil
+}
+
+// Stop implements blockdev.Device. Our end of the socket is shut down first: a disconnect sends a message of its own, and
+// would wait for ever behind a request that the kernel is still trying to hand over.
+func (d *device) Stop(_ context.Context) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.stopped {
+		return nil
+	}
+	if d.started || d.recover {
+		d.q.shutdown()
+		if err := d.f.disconnect(d.state.Number, d.state.ID); err != nil {
+			return err
+		}
+	}
+	d.stopped = true
+	return nil
+}
+
+// Close implements blockdev.Device. Idempotent. The kernel keeps a device that was not stopped, and its requests wait for
+// another server as long as its dead-connection timeout says.
+func (d *device) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return nil
+	}
+	d.closed = true
+	if !d.recover && !d.started {
+		d.f.unreserve(d.state.Number)
+	}
+	d.closeKernelEnd()
+	return errors.Join(d.q.closeSocket(), d.q.mem.close())
+}
+
+func (d *device) closeKernelEnd() {
+	if d.kernel >= 0 {
+		_ = unix.Close(d.kernel) // the kernel has its own reference, or nobody needs one
+		d.kernel = -1
+	}
+}
