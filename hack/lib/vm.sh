@@ -1,0 +1,101 @@
+# shellcheck shell=bash
+# Sourced by vm.sh and cluster.sh: the kernel and initramfs of our VMs, and the command line that boots one.
+
+VM=$CACHE/vm
+KERNEL=$VM/kernel
+
+vm_build() {
+  mkdir -p "$VM"
+  exec 8>"$VM/build.lock"
+  flock 8
+  if ! vm_up_to_date; then
+    "$ROOT/hack/deps.sh" vm
+    unpack_kernel
+    make_initramfs
+  fi
+  exec 8>&-
+}
+
+vm_up_to_date() {
+  [ -e "$VM/initrd" ] && [ "$ROOT/hack/vm/init" -ot "$VM/initrd" ] && [ "$ROOT/hack/vm/modules" -ot "$VM/initrd" ]
+}
+
+unpack_kernel() {
+  [ ! -e "$KERNEL/.unpacked" ] || return 0
+  local package
+  package=$(apt-cache depends "$KERNEL_PACKAGE" 2>/dev/null | awk '/Depends: linux-image/ { print $2 }')
+  if [ -z "$package" ]; then
+    apt-get update -q >/dev/null
+    package=$(apt-cache depends "$KERNEL_PACKAGE" 2>/dev/null | awk '/Depends: linux-image/ { print $2 }')
+  fi
+  [ -n "$package" ] || die "no package $KERNEL_PACKAGE: it is in Debian 12's security archive and in Debian 13"
+  say "downloading and unpacking $package"
+  rm -rf "$VM/download" "$KERNEL"
+  mkdir -p "$VM/download"
+  (cd "$VM/download" && apt-get -o APT::Sandbox::User=root download "$package" >/dev/null && dpkg -x ./*.deb "$KERNEL")
+  rm -rf "$VM/download"
+  touch "$KERNEL/.unpacked"
+}
+
+# module_files RELEASE MODULE…: the files of the modules and of all they depend on, in loading order.
+module_files() {
+  local release=$1 module; shift
+  for module; do
+    modprobe -d "$KERNEL" -S "$release" --show-depends "$module" || die "hack/vm/modules names $module, which $release does not have"
+  done | awk '$1 == "insmod" && !seen[$2]++ { print $2 }'
+}
+
+wanted_modules() { awk -v kind="$1" '$1 == kind { $1 = ""; print }' "$ROOT/hack/vm/modules"; }
+
+make_initramfs() {
+  local release tree=$VM/initramfs
+  release=$(ls "$KERNEL/lib/modules")
+  say "making the initramfs for $release"
+  depmod -b "$KERNEL" "$release"
+  # Modules are unpacked once here instead of slowly in every emulated guest.
+  # shellcheck disable=SC2046
+  module_files "$release" $(wanted_modules boot) $(wanted_modules ready) | { grep '\.xz$' || true; } | xargs -r xz -d
+  depmod -b "$KERNEL" "$release"
+  rm -rf "$tree"
+  mkdir -p "$tree"/{bin,dev,proc,sys,lower,rw,newroot,mods}
+  cp /bin/busybox "$tree/bin/"
+  install -m 755 "$ROOT/hack/vm/init" "$tree/init"
+  local file
+  # shellcheck disable=SC2046
+  module_files "$release" $(wanted_modules boot) | while read -r file; do
+    cp "$file" "$tree/mods/"
+    basename "$file"
+  done >"$tree/order"
+  (cd "$tree" && find . | cpio -o -H newc 2>/dev/null) >"$VM/initrd.tmp"
+  mv "$VM/initrd.tmp" "$VM/initrd"
+  rm -rf "$tree"
+}
+
+# qemu_command ARG…: sets QEMU to the command line of the emulator, the guest's console on standard output. Reads RESULTS
+# (the shared directory), SMP, MEM, NICS and VM_ACCEL.
+qemu_command() {
+  local nics=() i
+  for ((i = 0; i < ${NICS:-0}; i++)); do
+    nics+=(-netdev "hubport,id=hub$i,hubid=0" -device "virtio-net-pci,netdev=hub$i,mac=52:54:00:ae:00:0$i")
+  done
+  QEMU=(qemu-system-x86_64 -accel "${VM_ACCEL:-tcg,thread=multi,tb-size=1024}" -cpu max -smp "${SMP:-2}" -m "${MEM:-4096}"
+    -display none -no-reboot -nodefaults -serial stdio
+    -kernel "$(echo "$KERNEL"/boot/vmlinuz-*)" -initrd "$VM/initrd"
+    -append "console=ttyS0 quiet panic=-1 mitigations=off nokaslr audit=0 net.ifnames=0 aoecsi.guest=$ROOT/hack/vm/guest.sh aoecsi.modules=$KERNEL/lib/modules"
+    -object rng-random,id=rng,filename=/dev/urandom -device virtio-rng-pci,rng=rng
+    -fsdev local,id=host,path=/,security_model=none,multidevs=remap,readonly=on
+    -device virtio-9p-pci,fsdev=host,mount_tag=host
+    -fsdev "local,id=results,path=$RESULTS,security_model=none,multidevs=remap"
+    -device virtio-9p-pci,fsdev=results,mount_tag=results
+    "${nics[@]}" "$@")
+}
+
+# vm_prepare SCRIPT: fills the shared directory RESULTS with what the guest runs.
+vm_prepare() {
+  mkdir -p "$RESULTS/.vm"
+  RESULTS=$(realpath "$RESULTS")
+  rm -f "$RESULTS/.vm/status"
+  cp "$1" "$RESULTS/.vm/script"
+  local assignment
+  { printf 'export AOE_CSI_VM=1\n'; for assignment in ${ENV:-}; do printf 'export %q\n' "$assignment"; done; } >"$RESULTS/.vm/env"
+}
