@@ -66,7 +66,7 @@ func checkUninstall(ctx context.Context, client kubernetes.Interface, driverName
 		fmt.Fprintf(out, "%s: %s\n", found[i].Name, describeAttachment(&found[i]))
 	}
 	return fmt.Errorf("uninstall refused: %d volume(s) of %s in use; delete the pods that use them, wait for "+
-		"`kubectl get volumeattachments` to be empty, and repeat", len(found), driverName)
+		"`kubectl get volumeattachments` to be empty, and repeat (or keep the release: `helm rollback`)", len(found), driverName)
 }
 
 func attachmentsOf(ctx context.Context, client kubernetes.Interface, driverName string) ([]storagev1.VolumeAttachment, error) {
