@@ -1,0 +1,181 @@
+package target
+
+import (
+	"github.com/aoe-csi/aoe-csi/pkg/aoe"
+)
+
+// IDENTIFY strings.
+const (
+	firmwareName = "aoecsi1"
+	modelName    = "aoe-csi LUN"
+	// trimBlocks is how many sectors of ranges one TRIM may carry: more does not fit the smallest frame.
+	trimBlocks = 2
+	// queueDepth is the most that IDENTIFY can say.
+	queueDepth = 32
+)
+
+// ata judges an ATA command and answers it, hands it to a worker, or drops it.
+func (p *port) ata(l *lun, f aoe.Frame) {
+	a, err := f.ATA()
+	if err != nil {
+		p.malformed(f, err)
+		return
+	}
+	j := p.take(f)
+	if j == nil {
+		return
+	}
+	j.lun = l
+	switch p.judge(l, j, a) {
+	case answerNow:
+		p.emit(j)
+	case tryCached:
+		p.readNow(l, j)
+	case isLent:
+	}
+}
+
+// verdict is what happens to a job after judge.
+type verdict uint8
+
+const (
+	answerNow verdict = iota // with its reply, if it has one
+	isLent                   // a worker has it
+	tryCached                // a read that may need no disk
+)
+
+// judge decides under the LUN's mu: who may, what was seen before, and which queue.
+func (p *port) judge(l *lun, j *job, a aoe.ATA) verdict {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.visible(j.src) {
+		p.shelf.counts.refused.Add(1)
+		return answerNow
+	}
+	j.rules, j.sectors = l.rules, l.sectors
+	if a.Command() == aoe.ATAIdentify {
+		j.identify(a)
+		return answerNow
+	}
+	code := aoe.ErrorUnavailable
+	if !l.offline {
+		if l.access == ManagedAccess {
+			j.session = l.sessionOf(j.src, j.request().Tag())
+		}
+		code = l.mayRun(j.src, j.session)
+	}
+	if code != aoe.NoError {
+		p.shelf.counts.refused.Add(1)
+		j.refuse(code)
+		return answerNow
+	}
+	if j.session != nil && !p.isNew(j, a) {
+		return answerNow
+	}
+	return p.route(l, j, a)
+}
+
+// isNew moves the session's window and says whether the command is to be executed. If not, the job has the answer that
+// was given before, or none while the first copy is still running. The caller holds the LUN's mu.
+func (p *port) isNew(j *job, a aoe.ATA) bool {
+	j.counter = aoe.TagCounter(j.request().Tag())
+	known, ok := j.session.window.look(j.counter)
+	if changes(a.Command()) {
+		j.tracked = true
+		switch {
+		case !ok:
+			p.shelf.counts.stale.Add(1)
+			return false
+		case known == unseen:
+			return true
+		case known.finished():
+			j.answer(known, 0)
+		}
+		p.shelf.counts.replayed.Add(1)
+		return false
+	}
+	return true // executing it twice changes nothing
+}
+
+// changes says whether a second execution of a command could do harm, or costs as much as a flush.
+func changes(c aoe.ATACommand) bool {
+	return c.IsWrite() || c == aoe.ATADataSetManagement || c == aoe.ATAFlush || c == aoe.ATAFlushExt
+}
+
+// route picks what runs a command. The caller holds the LUN's mu.
+func (p *port) route(l *lun, j *job, a aoe.ATA) verdict {
+	queue := l.jobs
+	switch c := a.Command(); {
+	case c.IsRead():
+		if o := readable(j, a); o != unseen {
+			j.answer(o, 0)
+			return answerNow
+		}
+		l.inline++
+		return tryCached
+	case c.IsWrite(), c == aoe.ATADataSetManagement:
+		if l.access == OpenAccess {
+			queue = l.ordered
+		}
+	case c == aoe.ATAFlush, c == aoe.ATAFlushExt, c == aoe.ATAReadVerify, c == aoe.ATAReadVerifyExt:
+	case c == aoe.ATACheckPowerMode:
+		j.powerMode()
+		return answerNow
+	default:
+		j.answer(doneAborted, 0)
+		return answerNow
+	}
+	if !p.lend(j, queue) {
+		return answerNow
+	}
+	if j.tracked {
+		j.session.window.set(j.counter, running)
+	}
+	return isLent
+}
+
+// readNow answers a read from the page cache, or lends it to a worker. The caller counted it in inline.
+func (p *port) readNow(l *lun, j *job) {
+	a, _ := j.request().ATA() // checked before
+	n := a.Sectors() * aoe.SectorSize
+	cached := l.back.readCached(j.frame.Buf()[aoe.ATALen:aoe.ATALen+n], int64(lbaOf(a)*aoe.SectorSize))
+
+	l.mu.Lock()
+	l.inline--
+	if l.waiting > 0 {
+		l.finished.Broadcast()
+	}
+	gone := l.closed || j.rules != l.rules && l.mayRun(j.src, j.session) != aoe.NoError
+	lent := !gone && !cached && p.lend(j, l.jobs)
+	l.mu.Unlock()
+	if lent {
+		return
+	}
+	if cached && !gone {
+		j.answer(doneOK, n)
+	}
+	p.emit(j)
+}
+
+// identify answers IDENTIFY DEVICE. The caller holds the LUN's mu.
+func (j *job) identify(a aoe.ATA) {
+	if a.Sectors() != 1 {
+		j.refuse(aoe.ErrorArgument)
+		return
+	}
+	fields := aoe.IdentifyFields{
+		Serial: j.lun.generation, Firmware: firmwareName, Model: modelName, Sectors: j.sectors,
+		Flush: true, FUA: true, Physical4K: true, QueueDepth: queueDepth,
+	}
+	if j.lun.back.trims() {
+		fields.TrimBlocks = trimBlocks
+	}
+	aoe.PutIdentify(j.frame.Buf()[aoe.ATALen:], &fields)
+	j.answer(doneOK, aoe.IdentifyLen)
+}
+
+// powerMode answers CHECK POWER MODE: active.
+func (j *job) powerMode() {
+	j.answer(doneOK, 0)
+	j.frame.Buf()[aoe.HeaderLen+2] = 0xff
+}

@@ -1,0 +1,222 @@
+package target
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/aoe-csi/aoe-csi/pkg/aoe"
+	"github.com/aoe-csi/aoe-csi/pkg/link"
+	"github.com/aoe-csi/aoe-csi/pkg/pool"
+)
+
+const (
+	// portFrames is how many requests of one link are worked on at once, at most; what exceeds it is dropped.
+	portFrames = 1024
+	// portInitial of them have memory from the start.
+	portInitial = 64
+	// portBytes bounds the memory of one link: a local one has large frames.
+	portBytes = 16 << 20
+	// portBatch is how many frames one turn of the loop receives.
+	portBatch = 64
+	// minFrame holds every answer of an in-band command: 185 directives, 247 reserved addresses, a full config string.
+	minFrame = 1536
+)
+
+// port is the loop of one link. It alone touches the link, the pool and the lists below; workers hand jobs back through done.
+type port struct {
+	shelf   *Shelf
+	link    link.Link
+	mac     aoe.MAC
+	pool    *pool.Pool
+	sectors int // most that a frame of this link carries
+
+	jobs     []job // by frame ID
+	lent     int   // jobs that LUNs have
+	rx       [portBatch][]byte
+	out      []*pool.Frame
+	finished chan *job // as long as jobs, so that a worker never waits
+	news     chan *lun // to be advertised
+
+	waker *waker
+	ready func() bool // for the waker; made once, since a method value allocates
+	ctx   context.Context
+}
+
+// newPort makes the loop of a link, which it borrows until the port is closed; run ends when ctx does.
+func newPort(ctx context.Context, s *Shelf, l link.Link) (*port, error) {
+	w, err := newWaker(l.FD())
+	if err != nil {
+		return nil, fmt.Errorf("serve %s: %w", l.Name(), err)
+	}
+	size := max(minFrame, aoe.EthernetLen+l.MTU())
+	frames := max(portInitial, min(portFrames, portBytes/size))
+	frame, err := pool.New(pool.Config{FrameSize: size, Initial: portInitial, Max: frames})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("serve %s: %w", l.Name(), err), w.close())
+	}
+	p := &port{
+		shelf: s, link: l, mac: l.MAC(), pool: frame, sectors: aoe.MaxSectors(l.MTU()),
+		jobs:     make([]job, frames),
+		out:      make([]*pool.Frame, 0, frames),
+		finished: make(chan *job, frames),
+		news:     make(chan *lun, maxSlots),
+		waker:    w,
+		ctx:      ctx,
+	}
+	p.ready = func() bool { return len(p.finished) > 0 || len(p.news) > 0 || p.ctx.Err() != nil }
+	return p, nil
+}
+
+// run serves until ctx ends or the link is down; then it waits for the jobs that LUNs have.
+func (p *port) run() error {
+	stop := context.AfterFunc(p.ctx, p.waker.wake)
+	defer stop()
+	var err error
+	for err == nil && p.ctx.Err() == nil {
+		var busy bool
+		busy, err = p.turn()
+		if !busy && err == nil {
+			err = p.sleep()
+		}
+	}
+	for p.lent > 0 {
+		p.takeBack(<-p.finished)
+	}
+	return err
+}
+
+// turn receives, answers and sends once; busy says that there may be more to do at once.
+func (p *port) turn() (busy bool, err error) {
+	n, err := p.link.Receive(p.rx[:])
+	p.shelf.counts.received.Add(uint64(n))
+	for _, frame := range p.rx[:n] {
+		p.handle(frame)
+	}
+	if err != nil {
+		return false, err
+	}
+	for i := 0; i < len(p.jobs); i++ {
+		select {
+		case j := <-p.finished:
+			p.takeBack(j)
+			busy = true
+			continue
+		case l := <-p.news:
+			p.advertise(l)
+			continue
+		default:
+		}
+		break
+	}
+	if err := p.send(); err != nil {
+		return false, err
+	}
+	return busy || n > 0, nil
+}
+
+// send hands the answers to the network; those it has no room for stay in out.
+func (p *port) send() error {
+	for len(p.out) > 0 {
+		n, err := p.link.Send(p.out)
+		p.drop(n)
+		p.shelf.counts.sent.Add(uint64(n))
+		switch {
+		case errors.Is(err, link.ErrTooLong) && len(p.out) > 0:
+			p.shelf.counts.tooLong.Add(1)
+			p.drop(1)
+		case err != nil:
+			return err
+		case n == 0:
+			return nil
+		}
+	}
+	return nil
+}
+
+// drop lets go of the first n frames of out.
+func (p *port) drop(n int) {
+	for i, f := range p.out[:n] {
+		f.Release()
+		p.out[i] = nil
+	}
+	p.out = p.out[:copy(p.out, p.out[n:])]
+}
+
+// sleep waits for frames, finished jobs or, with answers left, room to send them.
+func (p *port) sleep() error {
+	events := int16(unix.POLLIN)
+	if len(p.out) > 0 {
+		events |= unix.POLLOUT
+	}
+	return p.waker.sleep(events, p.ready)
+}
+
+// take makes a job with a copy of a received request; nil if all frames are in use.
+func (p *port) take(request aoe.Frame) *job {
+	f := p.pool.Get()
+	if f == nil || len(request) > len(f.Buf()) {
+		if f != nil {
+			f.Release()
+		}
+		p.shelf.counts.dropped.Add(1)
+		return nil
+	}
+	j := &p.jobs[f.ID()]
+	*j = job{port: p, frame: f, src: request.Src(), length: copy(f.Buf(), request)}
+	return j
+}
+
+// lend puts a job into a LUN's queue; false if the queue is full. The caller holds the LUN's mu and saw it open.
+func (p *port) lend(j *job, queue chan<- *job) bool {
+	select {
+	case queue <- j:
+		p.lent++
+		return true
+	default:
+		p.shelf.counts.dropped.Add(1)
+		return false
+	}
+}
+
+// finish returns a lent job; LUNs call it from their goroutines.
+func (p *port) finish(j *job) {
+	p.finished <- j
+	p.waker.wake()
+}
+
+// takeBack sends a returned job's answer, unless its sender was taken off the LUN meanwhile.
+func (p *port) takeBack(j *job) {
+	p.lent--
+	if j.reply > 0 && !j.lun.mayAnswer(j) {
+		j.reply = 0
+	}
+	p.emit(j)
+}
+
+// emit queues a job's answer, if it has one, and ends the job.
+func (p *port) emit(j *job) {
+	f := j.frame
+	if j.reply == 0 {
+		f.Release()
+		return
+	}
+	f.SetLen(aoe.Pad(f.Buf(), j.reply))
+	p.out = append(p.out, f)
+}
+
+func (p *port) close() error {
+	p.drop(len(p.out))
+	err := p.link.Close()
+	err = errors.Join(err, p.pool.Close())
+	return errors.Join(err, p.waker.close())
+}
+
+// mayAnswer says whether the sender of a finished job may still get its answer.
+func (l *lun) mayAnswer(j *job) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return j.rules == l.rules || l.visible(j.src)
+}

@@ -1,0 +1,60 @@
+package target
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// waker lets other goroutines end the poll of a loop. Waking a closed one does nothing.
+type waker struct {
+	file   *os.File // an eventfd; os.File makes a late write after close harmless
+	asleep atomic.Bool
+	fds    [2]unix.PollFd
+}
+
+// newWaker makes a waker for a loop that polls fd, which it borrows.
+func newWaker(fd int) (*waker, error) {
+	event, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("eventfd: %w", err)
+	}
+	return &waker{
+		file: os.NewFile(uintptr(event), "eventfd"),
+		fds:  [2]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(event), Events: unix.POLLIN}},
+	}, nil
+}
+
+// one is what an eventfd takes.
+var one = binary.NativeEndian.AppendUint64(nil, 1)
+
+// wake ends a sleep, or keeps the next one from beginning if the loop announced it already.
+func (w *waker) wake() {
+	if w.asleep.CompareAndSwap(true, false) {
+		_, _ = w.file.Write(one) // it fails when the loop is gone
+	}
+}
+
+// sleep returns when fd has events or somebody wakes, and at once if ready says so after wake began to work.
+func (w *waker) sleep(events int16, ready func() bool) error {
+	w.asleep.Store(true)
+	defer w.asleep.Store(false)
+	if ready() {
+		return nil
+	}
+	w.fds[0].Events = events
+	if _, err := unix.Poll(w.fds[:], -1); err != nil && !errors.Is(err, unix.EINTR) {
+		return fmt.Errorf("poll: %w", err)
+	}
+	if w.fds[1].Revents != 0 {
+		var count [8]byte
+		_, _ = unix.Read(int(w.fds[1].Fd), count[:]) // empty is as good
+	}
+	return nil
+}
+
+func (w *waker) close() error { return w.file.Close() }

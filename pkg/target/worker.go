@@ -1,0 +1,171 @@
+package target
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"github.com/aoe-csi/aoe-csi/pkg/aoe"
+	"github.com/aoe-csi/aoe-csi/pkg/pool"
+)
+
+// job is a request on its way through a LUN: the frame holds the request, then the answer. A port owns it, lends it to a LUN's
+// queue, and gets it back by finish, whatever happens.
+type job struct {
+	port    *port
+	frame   *pool.Frame
+	lun     *lun
+	session *session // nil on open LUNs
+	src     aoe.MAC
+	length  int    // of the request, in bytes of the frame's buffer
+	rules   uint64 // the LUN's when the job was last judged
+	sectors uint64 // the LUN's size
+	counter uint32 // with tracked: the tag's
+	tracked bool   // the session's window waits for the outcome
+	reply   int    // length of the answer in bytes; 0: none
+}
+
+func (j *job) request() aoe.Frame { return aoe.Frame(j.frame.Buf()[:j.length]) }
+
+// refuse makes the answer an AoE error.
+func (j *job) refuse(code aoe.ErrorCode) {
+	buf := j.frame.Buf()
+	aoe.PutReply(buf, j.request(), j.port.mac, j.lun.addr(), code)
+	j.reply = min(j.length, aoe.ATALen)
+}
+
+// work runs jobs of one queue until stop; i is the worker's number in ticks.
+func (l *lun) work(i int, queue <-chan *job) {
+	for j := range queue {
+		if l.begin(i, j) {
+			l.done(i, j, l.execute(j))
+		}
+		j.port.finish(j)
+	}
+}
+
+// begin judges a job again, since rules may have changed while it was queued, and marks the worker as busy.
+func (l *lun) begin(i int, j *job) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if j.rules != l.rules {
+		if !l.visible(j.src) {
+			return false
+		}
+		if code := l.mayRun(j.src, j.session); code != aoe.NoError {
+			j.refuse(code)
+			return false
+		}
+		j.rules = l.rules
+	}
+	j.sectors = l.sectors
+	l.ticks[i]++
+	return true
+}
+
+// done records the outcome and tells who waits for older jobs.
+func (l *lun) done(i int, j *job, o outcome) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ticks[i]++
+	if j.tracked {
+		j.session.window.set(j.counter, o)
+	}
+	if l.waiting > 0 {
+		l.finished.Broadcast()
+	}
+}
+
+// drain waits until every job that runs now is done. The caller has changed the rules before, so that queued ones
+// are judged by the new ones, and holds control but not mu. It never runs in a worker.
+func (l *lun) drain(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.finished.Broadcast()
+	})
+	defer stop()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	before := l.ticks
+	l.waiting++
+	defer func() { l.waiting-- }()
+	for i, tick := range before {
+		for tick%2 == 1 && l.ticks[i] == tick {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			l.finished.Wait()
+		}
+	}
+	return nil
+}
+
+// loseCache records that acknowledged data may be gone. The caller holds syncing, so that no flush succeeds before. The clerk
+// stores the new epoch; nothing is served until it is stored.
+func (l *lun) loseCache(cause error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	klog.ErrorS(cause, "Data not durable, acknowledged writes may be lost", "lun", l.addr(), "generation", l.generation)
+	l.cacheEpoch = newCacheEpoch(l.cacheEpoch)
+	l.flushLost, l.offline = true, true
+	if !l.closed {
+		select {
+		case l.kick <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// newCacheEpoch differs from all that were before, also from those of a directory that was restored from a copy.
+func newCacheEpoch(old uint64) uint64 {
+	for {
+		var b [8]byte
+		rand.Read(b[:]) // never fails
+		if e := binary.BigEndian.Uint64(b[:]); e != 0 && e != old {
+			return e
+		}
+	}
+}
+
+// storeRetry is the pause before a cache epoch that could not be stored is tried again.
+const storeRetry = time.Second
+
+// serveRequests is the LUN's clerk: it runs what changes the record, one after the other, until stop.
+func (l *lun) serveRequests() {
+	var retry <-chan time.Time
+	for {
+		select {
+		case j, ok := <-l.requests:
+			if !ok {
+				return
+			}
+			l.serve(j)
+			j.port.finish(j)
+			continue
+		case <-l.kick:
+		case <-retry:
+		}
+		retry = nil
+		if err := l.storeCacheEpoch(); err != nil {
+			klog.ErrorS(err, "Cache epoch not stored, the LUN is not served until it is", "lun", l.addr())
+			retry = time.After(storeRetry)
+		}
+	}
+}
+
+// storeCacheEpoch makes a lost cache known for good.
+func (l *lun) storeCacheEpoch() error {
+	l.control.Lock()
+	defer l.control.Unlock()
+	l.mu.Lock()
+	needed := l.offline && !l.closed
+	l.mu.Unlock()
+	if !needed {
+		return nil
+	}
+	return l.save(func(*lunRecord) {})
+}
