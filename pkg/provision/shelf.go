@@ -1,0 +1,118 @@
+package provision
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	shelfv1 "github.com/aoe-csi/aoe-csi/pkg/api/shelf/v1"
+	"github.com/aoe-csi/aoe-csi/pkg/volume"
+)
+
+// lunPage is how many LUNs are asked for at once: a whole shelf.
+const lunPage = 255
+
+// ShelfInfo is what a shelf says of itself.
+type ShelfInfo struct {
+	Number  uint16 // AoE major
+	UUID    string
+	Segment string
+	Version string
+}
+
+// ShelfCapacity is a shelf's room, in bytes.
+type ShelfCapacity struct {
+	TotalBytes     int64
+	AvailableBytes int64
+	MaxLunBytes    int64
+	FreeSlots      int
+}
+
+// Shelf is a shelf that has just said who it is. Every call has a deadline of its own and
+// fails with a *ShelfError.
+type Shelf struct {
+	Info ShelfInfo
+	end  *endpoint
+}
+
+// CreateLun makes the managed LUN, or finds that it is there. ErrNoSpace, ErrOutOfRange,
+// ErrConflict and ErrInvalid are final; after any other error it may exist.
+func (s *Shelf) CreateLun(ctx context.Context, id volume.ID, name string, size int64) error {
+	lun, err := call(ctx, s, "create LUN "+id.Addr.String(), s.end.client.CreateLun, &shelfv1.CreateLunRequest{
+		Id: lunID(id), Name: name, SizeBytes: uint64(size), Access: shelfv1.Access_ACCESS_MANAGED,
+	})
+	if err != nil {
+		return err
+	}
+	if lun.GetId().GetGeneration() != string(id.Generation) || lun.GetSizeBytes() < uint64(size) {
+		return s.fail("create LUN "+id.Addr.String(), nil, fmt.Errorf("answered with generation %q and %d bytes, asked for %s and %d",
+			lun.GetId().GetGeneration(), lun.GetSizeBytes(), id.Generation, size))
+	}
+	return nil
+}
+
+// DeleteLun removes the LUN and its data. When it returns nil there is no LUN of this
+// identity. ErrInUse while a node is admitted.
+func (s *Shelf) DeleteLun(ctx context.Context, id volume.ID) error {
+	_, err := call(ctx, s, "delete LUN "+id.Addr.String(), s.end.client.DeleteLun, &shelfv1.DeleteLunRequest{Id: lunID(id)})
+	if errors.Is(err, volume.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+// Admit lets these MACs, the node's, use the LUN. ErrInUse while another node is admitted.
+func (s *Shelf) Admit(ctx context.Context, id volume.ID, node string, macs []string) error {
+	_, err := call(ctx, s, "admit node "+node+" to "+id.Addr.String(), s.end.client.Admit, &shelfv1.AdmitRequest{
+		Id: lunID(id), Admission: &shelfv1.Admission{Node: node, Macs: macs},
+	})
+	return err
+}
+
+// Expel takes the node off: when it returns nil, or ErrNotFound because the LUN is not
+// there, no frame of that node takes effect any more.
+func (s *Shelf) Expel(ctx context.Context, id volume.ID, node string) error {
+	_, err := call(ctx, s, "expel node "+node+" from "+id.Addr.String(), s.end.client.Expel, &shelfv1.ExpelRequest{Id: lunID(id), Node: node})
+	return err
+}
+
+// AdmittedNodes returns the nodes that the shelf lets use the LUN; ErrNotFound if there is no such LUN.
+func (s *Shelf) AdmittedNodes(ctx context.Context, id volume.ID) ([]string, error) {
+	lun, err := call(ctx, s, "get LUN "+id.Addr.String(), s.end.client.GetLun, &shelfv1.GetLunRequest{Id: lunID(id)})
+	if err != nil {
+		return nil, err
+	}
+	nodes := make([]string, 0, len(lun.GetAdmitted()))
+	for _, a := range lun.GetAdmitted() {
+		nodes = append(nodes, a.GetNode())
+	}
+	return nodes, nil
+}
+
+// UsedSlots returns the slots that have a LUN, also those that were made by hand.
+func (s *Shelf) UsedSlots(ctx context.Context) ([]uint8, error) {
+	var slots []uint8
+	token := ""
+	for {
+		page, err := call(ctx, s, "list LUNs", s.end.client.ListLuns, &shelfv1.ListLunsRequest{PageSize: lunPage, PageToken: token})
+		if err != nil {
+			return nil, err
+		}
+		for _, lun := range page.GetLuns() {
+			if slot := lun.GetId().GetSlot(); slot < uint32(slotsPerShelf) {
+				slots = append(slots, uint8(slot))
+			}
+		}
+		if token = page.GetNextPageToken(); token == "" || len(slots) > slotsPerShelf {
+			return slots, nil
+		}
+	}
+}
+
+func (s *Shelf) fail(op string, sentinel, err error) error {
+	return &ShelfError{Op: op, Shelf: fmt.Sprintf("shelf %d", s.Info.Number), Address: s.end.address, Sentinel: sentinel, Err: err}
+}
+
+func lunID(id volume.ID) *shelfv1.LunId {
+	return &shelfv1.LunId{Slot: uint32(id.Addr.Slot), Generation: string(id.Generation)}
+}
