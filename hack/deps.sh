@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that the harness needs. Does nothing, quickly, when they are there.
-#   deps.sh [vm|cluster|all]     default: all
+#   deps.sh [unit|vm|cluster|all]     default: all
 set -euo pipefail
 source "$(dirname "$0")/lib/common.sh"
 
-COMMON=(ca-certificates iproute2 jq make procps xz-utils)
+# The race detector needs a C compiler; everything else is built without.
+COMMON=(ca-certificates gcc git iproute2 jq libc6-dev make procps xz-utils)
 # The VM and what the tests in it use.
 VM=(aoetools busybox-static cpio e2fsprogs erofs-utils fio kmod nbd-client protobuf-compiler qemu-system-x86 tcpdump
   util-linux vblade xfsprogs)
@@ -12,9 +13,10 @@ VM=(aoetools busybox-static cpio e2fsprogs erofs-utils fio kmod nbd-client proto
 CLUSTER=(conntrack containerd containernetworking-plugins iptables openssl runc socat)
 
 case ${1:-all} in
+  unit) wanted=("${COMMON[@]}") ;;
   vm) wanted=("${COMMON[@]}" "${VM[@]}") ;;
   cluster | all) wanted=("${COMMON[@]}" "${VM[@]}" "${CLUSTER[@]}") ;;
-  *) die "usage: deps.sh [vm|cluster|all]" ;;
+  *) die "usage: deps.sh [unit|vm|cluster|all]" ;;
 esac
 
 missing=()

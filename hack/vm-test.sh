@@ -40,7 +40,7 @@ run_in_vm() {
   rm -rf "$results"
   mkdir -p "$results"
   {
-    printf 'export PATH=%q:$PATH AOE_CSI_RESULTS=/results\n' "$bin"
+    printf 'export PATH=%q:$PATH AOE_CSI_BIN=%q AOE_CSI_RESULTS=/results\n' "$bin" "$bin/aoe-csi"
     printf 'cd %q || exit\n' "$ROOT/test/vm/$name"
     printf '%s.test -test.v -test.timeout=%ds' "$name" $((TIMEOUT - 60))
     printf ' %q' "${@/#-/-test.}"

@@ -1,0 +1,79 @@
+# aoe-csi. `make help` lists the targets; everything that needs more than Go is a script of hack/.
+SHELL := /bin/bash
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo v0.0.0-dev)
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin:/usr/local/go/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help build image demo generate manifests check lint test test-unit test-race test-net test-sanity test-interop \
+	test-faults test-cluster cluster-up cluster-down vm-shell deps third-party clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 } /^##@ / { printf "\n%s\n", substr($$0, 5) }' $(MAKEFILE_LIST)
+
+##@ Build
+build: ## the binary, bin/aoe-csi
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/aoe-csi ./cmd/aoe-csi
+
+image: ## container images as archives, without an engine or a registry
+	hack/images.sh build
+
+generate: ## Go from proto/, deep copies and CRDs from pkg/api
+	hack/generate.sh
+
+manifests: ## manifests/ from the chart
+	hack/manifests.sh
+
+##@ See it work
+demo: ## claim, write, move the pod, compare, in a cluster of its own (KEEP=1 leaves it up; root)
+	hack/demo.sh
+
+cluster-up: ## a Kubernetes with two nodes in VMs (root)
+	hack/cluster.sh up
+
+cluster-down: ## stop it
+	hack/cluster.sh down
+
+vm-shell: ## a shell in a VM with ublk, NBD and aoe (root)
+	hack/vm.sh shell
+
+##@ Check and test
+check: ## formatting, vet, lint, drift of modules, generated files and manifests
+	hack/check.sh --lint
+
+lint: ## golangci-lint only
+	hack/binaries.sh build golangci-lint
+	"$$(hack/binaries.sh path)/golangci-lint" run --timeout 20m ./...
+
+test: ## all levels, one after the other (root; 35 min when built, 75 from nothing)
+	@hack/test.sh
+
+test-unit: ## unit tests and simulations (under a minute)
+	@hack/test.sh unit
+
+test-race: ## the same under the race detector
+	@hack/test.sh race
+
+test-net: ## AF_PACKET and devices in network namespaces (root)
+	@hack/test.sh net
+
+test-sanity: ## csi-sanity in a VM (root)
+	@hack/test.sh sanity
+
+test-interop: ## vblade, the kernel's aoe driver, aoetools in a VM (root)
+	@hack/test.sh interop
+
+test-faults: ## loss, SIGKILL, fencing, lost answers in a VM (root)
+	@hack/test.sh faults
+
+test-cluster: ## the chart in a real Kubernetes (root)
+	@hack/test.sh cluster
+
+##@ Prepare
+deps: ## Debian packages (root)
+	hack/deps.sh
+
+third-party: ## build Kubernetes, etcd, side-cars and Helm into the cache
+	hack/binaries.sh build
+
+clean: ## remove what was built in the tree (the cache is ~/.cache/aoe-csi)
+	rm -rf bin

@@ -1,0 +1,126 @@
+#!/usr/bin/env bash
+# `make demo`: a claim becomes a mounted AoE disk in a real Kubernetes, and its data moves with the pod.
+#
+# Installs what it needs, builds, boots a cluster of two nodes, installs the chart, writes 64 MiB in a pod on node2, deletes the
+# pod, and compares checksums in a second pod on node1, which is the storage host itself. Ends with one line and leaves
+# nothing running, unless KEEP=1.
+set -euo pipefail
+source "$(dirname "$0")/lib/common.sh"
+cd "$ROOT"
+need_root
+CLUSTER=$ROOT/hack/cluster.sh
+STEP=preparing
+began=$SECONDS
+
+step() { STEP=$*; printf '\n\033[1m==> %s\033[0m (%d s)\n' "$*" $((SECONDS - began)); }
+k() { "$CLUSTER" kubectl "$@"; }
+# show COMMAND…: prints a command as one would type it, and runs it.
+show() { printf '\n$ %s\n' "$*"; "${@/#kubectl/k}"; }
+
+finish() {
+  local status=$?
+  trap - EXIT INT TERM
+  [ $status -eq 0 ] || diagnose
+  if [ -n "${KEEP:-}" ] && "$CLUSTER" status >/dev/null 2>&1; then
+    usage
+  else
+    "$CLUSTER" down || status=1
+  fi
+  if [ $status -eq 0 ]; then
+    echo "demo: OK: 64 MiB written on node2 and read back on node1, bit for bit, in $((SECONDS - began)) s"
+  else
+    echo "demo: FAILED while $STEP"
+  fi
+  exit $status
+}
+
+diagnose() {
+  printf '\n--- diagnosis: failed while %s\n' "$STEP"
+  "$CLUSTER" status >/dev/null 2>&1 || { "$CLUSTER" logs 2>&1 | tail -n 80; return; }
+  k get pods,pvc,pv,volumeattachments,aoevolumes,aoenodes -A -o wide || true
+  k get events -A --sort-by=.lastTimestamp | tail -n 40 || true
+  k describe pod writer reader 2>/dev/null | tail -n 60 || true
+  local pod
+  for pod in $(k -n aoe-csi get pods -o name 2>/dev/null); do
+    printf -- '--- %s\n' "$pod"
+    k -n aoe-csi logs "$pod" --all-containers --prefix --tail=25 || true
+  done
+} 2>&1
+
+usage() {
+  cat <<X
+
+The cluster is left running. To look around:
+  hack/cluster.sh kubectl get pvc,aoev
+  hack/cluster.sh run bash                  # a shell with kubectl and helm
+  hack/cluster.sh node-exec node2 lsblk     # a command as root of a node
+  hack/cluster.sh down                      # the end
+X
+}
+
+# succeeded POD: waits until a pod has ended well, and shows what it printed.
+succeeded() {
+  if ! k wait "pod/$1" --for=jsonpath='{.status.phase}'=Succeeded --timeout=120s; then
+    k logs "$1" || true
+    return 1
+  fi
+  k logs "$1"
+}
+
+# on NODE FILE: the pod of an example, on a node of our choice.
+on() { k apply -f "$2" --dry-run=client -o json | jq ".spec.nodeSelector = {\"kubernetes.io/hostname\": \"$1\"}" | k apply -f -; }
+
+start() {
+  step "building programs and images"
+  "$ROOT/hack/deps.sh"
+  "$ROOT/hack/binaries.sh" build
+  "$ROOT/hack/images.sh" build
+  step "booting a Kubernetes with two nodes"
+  "$CLUSTER" up
+}
+
+install_driver() {
+  step "installing the chart; node1 becomes shelf 7"
+  k label node node1 aoe-csi.io/shelf=7
+  "$CLUSTER" helm install aoe-csi "$ROOT/charts/aoe-csi" -n aoe-csi --create-namespace --set 'storageInterface={eth1}'
+  k -n aoe-csi rollout status deployment/aoe-csi-controller --timeout=180s
+  k -n aoe-csi wait --for=condition=Ready pod --all --timeout=180s
+  local node
+  for node in node1 node2; do
+    k wait "csinode/$node" --for=jsonpath='{.spec.drivers[?(@.name=="driver.aoe-csi.io")].nodeID}'=$node --timeout=120s
+  done
+}
+
+move_data() {
+  step "writing 64 MiB of random data in a pod on node2"
+  k apply -f examples/pvc.yaml
+  on node2 examples/writer.yaml
+  succeeded writer
+  show kubectl get pvc,pv,volumeattachment,aoev
+  show kubectl describe aoev
+  show kubectl describe volumeattachment
+  step "deleting the pod and reading in another one, on node1, the storage host"
+  k delete pod writer --wait --timeout=90s
+  on node1 examples/reader.yaml
+  succeeded reader
+}
+
+look() {
+  step "what Kubernetes knows"
+  show kubectl get pvc,pv,volumeattachment,aoev
+  show kubectl describe aoev
+  show kubectl describe pvc data
+  show kubectl describe pod reader
+}
+
+trap finish EXIT
+trap 'exit 130' INT TERM
+start
+install_driver
+move_data
+look
+if [ -z "${KEEP:-}" ]; then
+  step "cleaning up"
+  k delete pod reader --wait --timeout=90s
+  k delete pvc data --wait --timeout=90s
+fi

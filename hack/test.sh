@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# Runs suites of tests, one after the other, also when one fails. The last line is "N passed, N failed", summed over the
+# suites; the exit status tells whether nothing failed.
+#   test.sh [SUITE…]     default: all, in this order
+#
+#   check    formatting, vet, drift                     unit     Go tests and simulations, no root
+#   race     the same under the race detector           net      AF_PACKET in network namespaces
+#   sanity   csi-sanity in a VM                         interop  vblade, kernel aoe, aoetools in a VM
+#   faults   NBD, loss, SIGKILL, fencing in a VM        cluster  the chart in a real Kubernetes
+#
+# Logs, and what tests left for inspection, are in $CACHE/results.
+set -euo pipefail
+source "$(dirname "$0")/lib/common.sh"
+cd "$ROOT"
+RESULTS=$CACHE/results
+ALL=(check unit race net sanity interop faults cluster)
+mkdir -p "$RESULTS" "$BIN"
+
+# go_suite NAME ARG…: go test on this machine.
+go_suite() {
+  local name=$1; shift
+  go test -json "$@" 2>&1 | tee "$RESULTS/$name.json" | "$BIN/testsum" -count "$RESULTS/$name.count"
+}
+
+# vm_suite NAME PACKAGE…: test/vm packages, each in a VM of its own. The console is shown as it comes; counted is the
+# log that the guest left.
+vm_suite() {
+  local name=$1 package status=0 passed=0 failed=0 p f; shift
+  for package; do
+    rm -f "$RESULTS/vm-$package/test.log"
+    "$ROOT/hack/vm-test.sh" "$package" || status=1
+    read -r p f <<<"$(count_log "vm/$package" "$RESULTS/vm-$package/test.log")"
+    passed=$((passed + p)) failed=$((failed + f))
+  done
+  echo "$passed $failed" >"$RESULTS/$name.count"
+  return $status
+}
+
+# count_log PACKAGE LOG: prints "PASSED FAILED" of a log of `go test -v`; a log that is not there is a failure.
+count_log() {
+  if [ ! -s "$2" ]; then echo "0 1"; return; fi
+  go tool test2json -t -p "$1" <"$2" | "$BIN/testsum" -count "$RESULTS/.count" >/dev/null || true
+  cat "$RESULTS/.count"
+}
+
+integration_packages() {
+  git ls-files --cached --others --exclude-standard '*_integration_test.go' | xargs -r -n1 dirname | sort -u | sed 's#^#./#'
+}
+
+suite() {
+  case $1 in
+    check) COUNT=$RESULTS/check.count "$ROOT/hack/check.sh" ;;
+    unit) go_suite unit ./... ;;
+    race) go_suite race -race ./pkg/... ;;
+    # shellcheck disable=SC2046
+    net) need_root; "$ROOT/hack/deps.sh" vm; go_suite net -count=1 -tags integration $(integration_packages) ;;
+    sanity) vm_suite sanity sanity ;;
+    interop) vm_suite interop interop ;;
+    faults) vm_suite faults harness nbd faults ;;
+    cluster)
+      local status=0
+      rm -f "$RESULTS/cluster.log"
+      "$ROOT/hack/cluster-test.sh" || status=1
+      count_log e2e "$RESULTS/cluster.log" >"$RESULTS/cluster.count"
+      return $status ;;
+    *) die "no suite $1; there are: ${ALL[*]}" ;;
+  esac
+}
+
+[ $# -gt 0 ] || set -- "${ALL[@]}"
+"$ROOT/hack/deps.sh" unit
+(cd "$ROOT" && go build -o "$BIN/testsum" ./hack/testsum)
+passed=0 failed=0 began=$SECONDS
+lines=()
+for name; do
+  started=$SECONDS status=0 p=0 f=0
+  printf '\n=== %s ===\n' "$name"
+  rm -f "$RESULTS/$name.count"
+  (suite "$name") || status=1
+  read -r p f <"$RESULTS/$name.count" 2>/dev/null || true
+  # A suite that ended badly without naming a failed test did not get as far as its tests.
+  [ $status -eq 0 ] || [ "$f" -gt 0 ] || f=1
+  passed=$((passed + p)) failed=$((failed + f))
+  lines+=("$(printf '%-8s %5d passed %4d failed %5d s' "$name" "$p" "$f" $((SECONDS - started)))")
+  printf '=== %s\n' "${lines[-1]}"
+done
+printf '\n'
+printf '%s\n' "${lines[@]}" "$((SECONDS - began)) s in all"
+printf '%d passed, %d failed\n' "$passed" "$failed" | tee "$RESULTS/summary"
+[ $failed -eq 0 ]
