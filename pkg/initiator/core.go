@@ -367,7 +367,7 @@ func (c *Core) failAll(err error) {
 			continue
 		}
 		abandoned = abandoned || e.req.modifies()
-		c.abandon(e)
+		c.abandon(e, err)
 	}
 	for _, s := range c.redo {
 		c.answered(s.req, s.units(), err)

@@ -282,14 +282,14 @@ func (c *Core) giveUp(e *entry) {
 	c.table.remove(e)
 }
 
-// abandon forgets an entry and fails its part.
-func (c *Core) abandon(e *entry) {
+// abandon forgets an entry and fails its part with err.
+func (c *Core) abandon(e *entry, err error) {
 	c.detachEntry(e)
 	c.holdRange(e)
 	r, units := e.req, e.units()
 	e.frame.Release()
 	c.table.remove(e)
-	c.answered(r, units, ErrIO)
+	c.answered(r, units, err)
 }
 
 // holdRange keeps newer writes off a range where a late copy may arrive.
