@@ -17,8 +17,8 @@ say "building the tests, aoe-csi and the images"
 if [ -n "${KEEP:-}" ] && "$CLUSTER" status >/dev/null 2>&1; then
   "$CLUSTER" import "$("$ROOT/hack/images.sh" path)/aoe-csi.tar"
 else
-  [ -n "${KEEP:-}" ] || trap '"$CLUSTER" down' EXIT
   CLUSTER_WAIT=${CLUSTER_WAIT:-1800} "$CLUSTER" up
+  [ -n "${KEEP:-}" ] || trap '"$CLUSTER" down' EXIT
 fi
 cd "$ROOT/test/e2e"
 status=0

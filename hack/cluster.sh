@@ -56,7 +56,10 @@ up() {
   mkdir -p "$LOGS" "$PIDS"
   # Every process of the cluster inherits the lock, so that it is held exactly as long as one of them lives.
   exec 9>"$CACHE/cluster.lock"
+  flock -n 9 || [ "${CLUSTER_WAIT:-0}" -eq 0 ] || say "waiting up to $CLUSTER_WAIT s for the cluster that is running to end"
   flock -w "${CLUSTER_WAIT:-0}" 9 || die "a cluster is running already: cluster.sh down, or wait with CLUSTER_WAIT=SECONDS"
+  # Half a cluster is of no use; its logs stay.
+  trap 'status=$?; [ $status -eq 0 ] || { say "up failed: taking down what had started"; down; exit $status; }' EXIT
   down
   rm -rf "$STATE/nodes" "$LOGS"
   mkdir -p "$LOGS" "$PIDS"

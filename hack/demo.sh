@@ -10,6 +10,7 @@ cd "$ROOT"
 need_root
 CLUSTER=$ROOT/hack/cluster.sh
 STEP=preparing
+UP= # set once the cluster is ours to take down; an `up` that fails cleans up by itself
 began=$SECONDS
 
 step() { STEP=$*; printf '\n\033[1m==> %s\033[0m (%d s)\n' "$*" $((SECONDS - began)); }
@@ -21,7 +22,9 @@ finish() {
   local status=$?
   trap - EXIT INT TERM
   [ $status -eq 0 ] || diagnose
-  if [ -n "${KEEP:-}" ] && "$CLUSTER" status >/dev/null 2>&1; then
+  if [ -z "$UP" ]; then
+    : # nothing of ours is running
+  elif [ -n "${KEEP:-}" ]; then
     usage
   else
     "$CLUSTER" down || status=1
@@ -36,7 +39,7 @@ finish() {
 
 diagnose() {
   printf '\n--- diagnosis: failed while %s\n' "$STEP"
-  "$CLUSTER" status >/dev/null 2>&1 || { "$CLUSTER" logs 2>&1 | tail -n 80; return; }
+  [ -n "$UP" ] || return 0
   k get pods,pvc,pv,volumeattachments,aoevolumes,aoenodes -A -o wide || true
   k get events -A --sort-by=.lastTimestamp | tail -n 40 || true
   k describe pod writer reader 2>/dev/null | tail -n 60 || true
@@ -76,7 +79,8 @@ start() {
   "$ROOT/hack/binaries.sh" build
   "$ROOT/hack/images.sh" build
   step "booting a Kubernetes with two nodes"
-  "$CLUSTER" up
+  CLUSTER_WAIT=${CLUSTER_WAIT:-600} "$CLUSTER" up
+  UP=1
 }
 
 install_driver() {

@@ -23,11 +23,12 @@ changed() {
 
 build_aoe_csi() {
   say "image $IMAGE_REPOSITORY:$IMAGE_TAG"
-  static_go_build "$ROOT" "$BIN/aoe-csi" ./cmd/aoe-csi
+  local version; version=$(git -C "$ROOT" describe --tags --always --dirty 2>/dev/null || echo v0.0.0-dev)
+  static_go_build "$ROOT" "$BIN/aoe-csi" ./cmd/aoe-csi "-X main.version=$version"
   local args=() tool
   for tool in "${TOOLS[@]}"; do args+=(-tool "$tool"); done
   image -o "$IMAGES/aoe-csi.tar" -tag "$IMAGE_REPOSITORY:$IMAGE_TAG" -entrypoint /aoe-csi "${args[@]}" \
-    /aoe-csi="$BIN/aoe-csi" /etc/mke2fs.conf=/etc/mke2fs.conf
+    /aoe-csi="$BIN/aoe-csi" /etc/mke2fs.conf=/etc/mke2fs.conf /etc/mtab=@/proc/self/mounts
 }
 
 build_sidecars() {

@@ -8,6 +8,7 @@ background() {
   local name=$1; shift
   setsid ip netns exec $NETNS "$@" >"$LOGS/$name.log" 2>&1 </dev/null &
   echo $! >"$PIDS/$name"
+  disown # its end is no news to this shell
 }
 
 # credentials makes what is made once: the key of service account tokens and a token for everyone.

@@ -42,7 +42,7 @@ stop_pid() {
   rm -f "$1"
 }
 
-# static_go_build DIR OUT PACKAGE: a static, stripped binary, built in the module at DIR with its committed go.sum.
+# static_go_build DIR OUT PACKAGE [LDFLAGS]: a static, stripped binary, built in the module at DIR with its committed go.sum.
 static_go_build() {
-  (cd "$1" && CGO_ENABLED=0 go build -mod=readonly -ldflags '-s -w' -o "$2.tmp" "$3" && mv "$2.tmp" "$2")
+  (cd "$1" && CGO_ENABLED=0 go build -mod=readonly -trimpath -ldflags "-s -w ${4:-}" -o "$2.tmp" "$3" && mv "$2.tmp" "$2")
 }
