@@ -296,3 +296,22 @@ func (c *client) session(uuid aoe.UUID, incarnation uint64) uint8 {
 
 // block is n sectors of one byte.
 func block(b byte, sectors int) []byte { return bytes.Repeat([]byte{b}, sectors*aoe.SectorSize) }
+
+// config, mask and reserve build in-band commands for slot 3.
+func (c *client) config(command aoe.ConfigCommand, operand string) []byte {
+	h := c.header()
+	buf := make([]byte, 2048)
+	return buf[:aoe.PutConfig(buf, &h, &aoe.ConfigFields{Command: command, ConfigString: []byte(operand)})]
+}
+
+func (c *client) mask(command aoe.MaskCommand, list ...aoe.Directive) []byte {
+	h := c.header()
+	buf := make([]byte, 4096)
+	return buf[:aoe.PutMACMask(buf, &h, command, list)]
+}
+
+func (c *client) reserve(command aoe.ReserveCommand, macs ...aoe.MAC) []byte {
+	h := c.header()
+	buf := make([]byte, 4096)
+	return buf[:aoe.PutReserve(buf, &h, command, macs)]
+}

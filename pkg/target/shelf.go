@@ -27,8 +27,9 @@ type Config struct {
 	// Number is the shelf's; nil takes the one that Dir remembers.
 	Number *uint16
 
-	bootID string           // of the running kernel, unless set by a test
-	now    func() time.Time // time.Now, unless set by a test
+	bootID string                // of the running kernel, unless set by a test
+	now    func() time.Time      // time.Now, unless set by a test
+	wrap   func(backend) backend // nil, unless a test has disks fail or hang
 }
 
 // Shelf is an open directory of LUNs. Its methods may be called from any goroutine.
@@ -40,6 +41,7 @@ type Shelf struct {
 	lock   *os.File
 	luns   *os.File // the directory of LUN files, for fsync
 	now    func() time.Time
+	wrap   func(backend) backend
 	record *shelfRecord
 
 	// admin is held while LUNs come and go.
@@ -59,7 +61,7 @@ type Shelf struct {
 // Open opens the shelf in a directory, finishes what a crash interrupted, and makes all LUNs ready. ErrMismatch: the
 // directory belongs to another shelf number; ErrLocked: another process has it; ErrFormat: it was written by a newer version.
 func Open(c Config) (*Shelf, error) {
-	s := &Shelf{dir: c.Dir, now: c.now, ports: make(map[*port]struct{})}
+	s := &Shelf{dir: c.Dir, now: c.now, wrap: c.wrap, ports: make(map[*port]struct{})}
 	if s.now == nil {
 		s.now = time.Now
 	}
@@ -201,6 +203,9 @@ func (s *Shelf) revive(rec *lunRecord) {
 
 // adopt makes a LUN answer at its slot.
 func (s *Shelf) adopt(rec *lunRecord, back backend) *lun {
+	if s.wrap != nil {
+		back = s.wrap(back)
+	}
 	l := newLun(s, rec, back)
 	l.start()
 	s.slots[rec.Slot].Store(l)
