@@ -319,7 +319,8 @@ func (c *Core) Closed() bool {
 	return c.closed && (s.state != sessionClosing || s.ctl.kind == controlNone)
 }
 
-// Release gives the memory back; frames that the network holds keep theirs until it lets go. All methods but State and Stats are over.
+// Release gives the memory back; frames that the network holds keep theirs until it lets go. Requests still pending are never completed. All
+// methods but Info, State, Stats and Release are over.
 func (c *Core) Release() error {
 	for i := range c.paths {
 		if c.paths[i].used {
@@ -327,6 +328,13 @@ func (c *Core) Release() error {
 		}
 	}
 	c.endControl(&c.session.ctl)
+	for i := range c.table.entries {
+		if e := &c.table.entries[i]; e.req != nil {
+			e.frame.Release()
+			c.table.remove(e)
+		}
+	}
+	c.parked = 0
 	for _, t := range c.out {
 		t.Frame.Release()
 	}

@@ -1,0 +1,147 @@
+package initiator
+
+import (
+	"bytes"
+	"testing"
+	"time"
+
+	"github.com/aoe-csi/aoe-csi/pkg/aoe"
+)
+
+// garbled is a core with one read outstanding, whose answers the test makes.
+type garbled struct {
+	core    *Core
+	now     time.Duration
+	c       waiter
+	r       Request
+	request aoe.Frame
+}
+
+func newGarbled(t testing.TB) *garbled {
+	l := newLoop(t)
+	g := &garbled{core: l.core, now: l.now}
+	g.r = Request{Op: OpRead, LBA: 80, Sectors: 8, Data: make([]byte, 4096), Done: &g.c}
+	g.core.Submit(g.now, &g.r)
+	for _, tr := range g.core.Transmits() {
+		g.request = aoe.Frame(bytes.Clone(tr.Frame.Bytes()))
+		tr.Frame.Release()
+	}
+	if g.request == nil {
+		t.Fatal("nothing was sent")
+	}
+	return g
+}
+
+// good is the right answer.
+func (g *garbled) good() aoe.Frame {
+	b := make([]byte, aoe.ATALen+4096)
+	aoe.PutATAReply(b, g.request, targetMAC, testAddr, aoe.StatusDRDY, 0)
+	copy(b[aoe.ATALen:], pattern(5, 8))
+	return b
+}
+
+// receive hands a frame to the core and gives back what it sends.
+func (g *garbled) receive(link LinkID, b []byte) {
+	g.core.Receive(g.now, link, b)
+	for _, tr := range g.core.Transmits() {
+		tr.Frame.Release()
+	}
+}
+
+// TestGarbage: nothing but the right answer completes a request.
+func TestGarbage(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		spoil func(f aoe.Frame) []byte
+		link  LinkID
+	}{
+		{"empty", func(f aoe.Frame) []byte { return nil }, 0},
+		{"runt", func(f aoe.Frame) []byte { return f[:23] }, 0},
+		{"header only", func(f aoe.Frame) []byte { return f[:24] }, 0},
+		{"registers cut", func(f aoe.Frame) []byte { return f[:35] }, 0},
+		{"no data", func(f aoe.Frame) []byte { return f[:36] }, 0},
+		{"data cut by one byte", func(f aoe.Frame) []byte { return f[:len(f)-1] }, 0},
+		{"another ethertype", func(f aoe.Frame) []byte { f[12] = 8; return f }, 0},
+		{"another version", func(f aoe.Frame) []byte { f[14] = 0x28; return f }, 0},
+		{"a request", func(f aoe.Frame) []byte { f[14] = 0x10; return f }, 0},
+		{"another shelf", func(f aoe.Frame) []byte { f.SetAddr(aoe.Addr{Shelf: 8, Slot: 3}); return f }, 0},
+		{"another slot", func(f aoe.Frame) []byte { f.SetAddr(aoe.Addr{Shelf: 7, Slot: 4}); return f }, 0},
+		{"wild address", func(f aoe.Frame) []byte { f.SetAddr(aoe.Any); return f }, 0},
+		{"from another MAC", func(f aoe.Frame) []byte { f.SetSrc(ourMAC2); return f }, 0},
+		{"from everybody", func(f aoe.Frame) []byte { f.SetSrc(aoe.Broadcast); return f }, 0},
+		{"to another MAC", func(f aoe.Frame) []byte { f.SetDst(ourMAC2); return f }, 0},
+		{"to everybody", func(f aoe.Frame) []byte { f.SetDst(aoe.Broadcast); return f }, 0},
+		{"another tag", func(f aoe.Frame) []byte { f.SetTag(f.Tag() + 1); return f }, 0},
+		{"a tag in the same slot", func(f aoe.Frame) []byte { f.SetTag(f.Tag() + tableSlots); return f }, 0},
+		{"a tag of another shard", func(f aoe.Frame) []byte { f.SetTag(f.Tag() ^ 1<<28); return f }, 0},
+		{"a tag of a session", func(f aoe.Frame) []byte { f.SetTag(f.Tag() ^ 1<<22); return f }, 0},
+		{"tag 0", func(f aoe.Frame) []byte { f.SetTag(0); return f }, 0},
+		{"OPEN", func(f aoe.Frame) []byte { f[19] = 0xf0; return f }, 0},
+		{"config", func(f aoe.Frame) []byte { f[19] = 1; return f }, 0},
+		{"unknown command", func(f aoe.Frame) []byte { f[19] = 0x42; return f }, 0},
+		{"over an unknown link", func(f aoe.Frame) []byte { return f }, 1},
+		{"over no link", func(f aoe.Frame) []byte { return f }, -1},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			g := newGarbled(t)
+			g.receive(tc.link, tc.spoil(g.good()))
+			if g.c.done != 0 {
+				t.Fatalf("completed with %v", g.r.Err)
+			}
+			if tc.name != "config" && g.core.Stats().Rejected == 0 {
+				t.Error("was not counted")
+			}
+			g.receive(0, g.good())
+			if g.c.done != 1 || g.r.Err != nil || !bytes.Equal(g.r.Data, pattern(5, 8)) {
+				t.Errorf("the right answer after: done %d, %v", g.c.done, g.r.Err)
+			}
+			g.receive(0, g.good())
+			if g.c.done != 1 {
+				t.Error("a second copy completed it again")
+			}
+		})
+	}
+}
+
+// TestLongAnswer: more data than asked for, or padding, do no harm.
+func TestLongAnswer(t *testing.T) {
+	g := newGarbled(t)
+	g.receive(0, append(g.good(), make([]byte, 4000)...))
+	if g.c.done != 1 || g.r.Err != nil || !bytes.Equal(g.r.Data, pattern(5, 8)) {
+		t.Errorf("done %d, %v", g.c.done, g.r.Err)
+	}
+}
+
+// FuzzReceive: no frame makes the core panic, and none but an answer from the target's own MAC with the right tag completes
+// anything.
+func FuzzReceive(f *testing.F) {
+	g := newGarbled(f)
+	f.Add([]byte(g.good()))
+	f.Add([]byte(g.good()[:40]))
+	b := make([]byte, 128)
+	h := aoe.Header{Dst: aoe.Broadcast, Src: ourMAC2, Response: true, Addr: testAddr}
+	f.Add(b[:aoe.PutConfig(b, &h, &aoe.ConfigFields{BufferCount: 1, ConfigString: []byte("other")})])
+	o := make([]byte, aoe.OpenLen)
+	aoe.PutOpen(o, &h, &aoe.OpenFields{Epoch: 3, Window: 16})
+	f.Add(o)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		g := newGarbled(t)
+		before := g.core.Stats().Rejected
+		g.receive(0, b)
+		if g.c.done != 0 {
+			view, err := aoe.ParseFrame(b)
+			if err != nil || view.Tag() != g.request.Tag() || view.Src() != targetMAC || view.Dst() != ourMAC || !view.IsResponse() {
+				t.Fatalf("%x completed the request", b)
+			}
+		} else if g.core.Stats().Rejected == before && len(b) < aoe.HeaderLen {
+			t.Fatal("a runt was taken for something")
+		}
+		for range 50 {
+			g.now += 100 * time.Millisecond
+			g.core.Tick(g.now)
+			for _, tr := range g.core.Transmits() {
+				tr.Frame.Release()
+			}
+		}
+	})
+}
