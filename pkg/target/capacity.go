@@ -37,7 +37,7 @@ func (s *Shelf) capacity() (Capacity, error) {
 	total := int64(fs.Blocks) * fs.Bsize
 	reserve := total / 100 * reservePercent
 	available := int64(fs.Bavail)*fs.Bsize - reserve
-	c := Capacity{TotalBytes: total - reserve, FreeSlots: maxSlots}
+	c := Capacity{TotalBytes: (total - reserve) / sizeUnit * sizeUnit, FreeSlots: maxSlots}
 	for i := range s.slots {
 		l := s.slots[i].Load()
 		if l == nil {

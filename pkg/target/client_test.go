@@ -170,22 +170,27 @@ func (c *client) receive() aoe.Frame {
 	return f
 }
 
-// answer skips unasked advertisements.
-func (c *client) answer(tag uint32) aoe.Frame {
+// next skips unasked advertisements.
+func (c *client) next() aoe.Frame {
 	c.t.Helper()
 	for {
-		f := c.receive()
-		if f.Tag() == 0 && tag != 0 {
-			continue
+		if f := c.receive(); f.Tag() != 0 {
+			return f
 		}
-		if f.Tag() != tag {
-			c.t.Fatalf("answer to tag %#x, want %#x: %v %v error %v", f.Tag(), tag, f.Addr(), f.Command(), f.ErrorCode())
-		}
-		if !f.IsResponse() || f.Dst() != c.mac || f.Src() != aoe.MAC(link.LocalTargetMAC) {
-			c.t.Fatalf("bad answer header: % x", []byte(f[:aoe.HeaderLen]))
-		}
-		return f
 	}
+}
+
+// answer is the next answer, which must be that to tag.
+func (c *client) answer(tag uint32) aoe.Frame {
+	c.t.Helper()
+	f := c.next()
+	if f.Tag() != tag {
+		c.t.Fatalf("answer to tag %#x, want %#x: %v %v error %v", f.Tag(), tag, f.Addr(), f.Command(), f.ErrorCode())
+	}
+	if !f.IsResponse() || f.Dst() != c.mac || f.Src() != aoe.MAC(link.LocalTargetMAC) {
+		c.t.Fatalf("bad answer header: % x", []byte(f[:aoe.HeaderLen]))
+	}
+	return f
 }
 
 // call sends a frame and returns its answer.

@@ -109,7 +109,8 @@ func (l *lun) serveConfig(j *job, f aoe.Frame) error {
 // serveMask reads or edits the mask list. A managed LUN shows its admission list and refuses edits.
 func (l *lun) serveMask(j *job, f aoe.Frame) error {
 	m, err := f.MACMask()
-	if err != nil || m.Command() > aoe.MaskEdit {
+	// An error code belongs into answers only; with one, the count says nothing about the frame's length.
+	if err != nil || m.Command() > aoe.MaskEdit || m.Error() != aoe.MaskNoError {
 		j.refuse(aoe.ErrorArgument)
 		return nil
 	}
