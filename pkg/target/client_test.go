@@ -101,7 +101,8 @@ func (r *rig) admit(node string, macs ...aoe.MAC) {
 type client struct {
 	t    *testing.T
 	mac  aoe.MAC
-	link *link.Local
+	dst  aoe.MAC // the target's
+	link link.Link
 	pool *pool.Pool
 	tag  uint32
 	got  []aoe.Frame // received, not yet looked at
@@ -113,23 +114,28 @@ func (r *rig) client(mac aoe.MAC) *client {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	p, err := pool.New(pool.Config{FrameSize: aoe.EthernetLen + link.LocalMTU, Initial: 1})
+	return newClient(r.t, l, mac, link.LocalTargetMAC)
+}
+
+// newClient takes the link.
+func newClient(t *testing.T, l link.Link, mac, dst aoe.MAC) *client {
+	t.Helper()
+	p, err := pool.New(pool.Config{FrameSize: aoe.EthernetLen + l.MTU(), Initial: 1})
 	if err != nil {
-		r.t.Fatal(err)
+		t.Fatal(err)
 	}
-	c := &client{t: r.t, mac: mac, link: l, pool: p, tag: 0x1000}
-	r.t.Cleanup(func() {
+	t.Cleanup(func() {
 		if err := errors.Join(l.Close(), p.Close()); err != nil {
-			r.t.Error(err)
+			t.Error(err)
 		}
 	})
-	return c
+	return &client{t: t, mac: mac, dst: dst, link: l, pool: p, tag: 0x1000}
 }
 
 // header addresses slot 3 with a new tag without a session.
 func (c *client) header() aoe.Header {
 	c.tag++
-	return aoe.Header{Dst: link.LocalTargetMAC, Src: c.mac, Addr: aoe.Addr{Shelf: testShelf, Slot: 3}, Tag: c.tag}
+	return aoe.Header{Dst: c.dst, Src: c.mac, Addr: aoe.Addr{Shelf: testShelf, Slot: 3}, Tag: c.tag}
 }
 
 func (c *client) send(frame []byte) {
@@ -187,7 +193,7 @@ func (c *client) answer(tag uint32) aoe.Frame {
 	if f.Tag() != tag {
 		c.t.Fatalf("answer to tag %#x, want %#x: %v %v error %v", f.Tag(), tag, f.Addr(), f.Command(), f.ErrorCode())
 	}
-	if !f.IsResponse() || f.Dst() != c.mac || f.Src() != aoe.MAC(link.LocalTargetMAC) {
+	if !f.IsResponse() || f.Dst() != c.mac || f.Src() != c.dst {
 		c.t.Fatalf("bad answer header: % x", []byte(f[:aoe.HeaderLen]))
 	}
 	return f

@@ -132,7 +132,7 @@ func FuzzHandle(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	c := &client{mac: macA}
+	c := &client{mac: macA, dst: link.LocalTargetMAC}
 	for _, seed := range [][]byte{
 		c.read(0, 0, 1), c.write(0, 0, block(1, 2)), c.flush(0), c.config(aoe.ConfigRead, ""), c.config(aoe.ConfigForceSet, "x"),
 		c.mask(aoe.MaskEdit, aoe.Directive{Command: aoe.DirectiveAdd, MAC: macA}), c.reserve(aoe.ReserveSet, macA),
@@ -169,7 +169,7 @@ func FuzzHandle(f *testing.F) {
 func TestServingDoesNotAllocate(t *testing.T) {
 	for _, access := range []Access{OpenAccess, ManagedAccess} {
 		s, p := bench(t, access, nil)
-		c := &client{mac: macA}
+		c := &client{mac: macA, dst: link.LocalTargetMAC}
 		if access == ManagedAccess {
 			if _, err := s.Admit(context.Background(), 3, testGen, Admission{Node: "n", MACs: []aoe.MAC{macA}}); err != nil {
 				t.Fatal(err)
@@ -222,7 +222,7 @@ func TestFlood(t *testing.T) {
 	s, p := bench(t, OpenAccess, func(b backend) backend { d = newDisk(b); return d })
 	release := d.block()
 	defer release()
-	c := &client{mac: macA}
+	c := &client{mac: macA, dst: link.LocalTargetMAC}
 	frame := c.write(0, 0, block(1, 1))
 	const sent = 5000
 	for range sent {
