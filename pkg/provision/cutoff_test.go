@@ -9,21 +9,24 @@ import (
 	"github.com/aoe-csi/aoe-csi/pkg/volume"
 )
 
-// cutEverywhere runs f once for each step it has, cut off there in both ways. f builds its
-// world anew and calls cut right before what is to be cut off; it returns when done.
-func cutEverywhere(t *testing.T, f func(t *testing.T, cut func(*world))) {
-	for _, what := range []fault{failFirst, loseAfter} {
-		for n := 0; ; n++ {
-			reached := func() string { return "" }
-			t.Run(fmt.Sprintf("step %d %s", n, what), func(t *testing.T) {
-				f(t, func(w *world) { reached = w.steps.cutAt(n, what) })
-				t.Logf("cut off: %s", reached())
-			})
-			if reached() == "" {
-				if n < 4 {
-					t.Errorf("only %d steps were seen: nothing is cut off", n)
+// cutEverywhere runs f, on each kind of store, once for each step it has, cut off there in
+// both ways. f builds its world on the store and calls cut right before what is to be cut
+// off.
+func cutEverywhere(t *testing.T, f func(t *testing.T, store volume.Store, cut func(*world))) {
+	for kind, newStore := range stores {
+		for _, what := range []fault{failFirst, loseAfter} {
+			for n := 0; ; n++ {
+				reached := func() string { return "" }
+				t.Run(fmt.Sprintf("%s step %d %s", kind, n, what), func(t *testing.T) {
+					f(t, newStore(t), func(w *world) { reached = w.steps.cutAt(n, what) })
+					t.Logf("cut off: %s", reached())
+				})
+				if reached() == "" {
+					if n < 4 {
+						t.Errorf("only %d steps were seen: nothing is cut off", n)
+					}
+					break
 				}
-				break
 			}
 		}
 	}
@@ -44,8 +47,8 @@ func insist(t *testing.T, w *world, f func() error) {
 }
 
 func TestCreateCutOff(t *testing.T) {
-	cutEverywhere(t, func(t *testing.T, cut func(*world)) {
-		w := newWorld(t, newFakeShelf(7), newFakeShelf(8))
+	cutEverywhere(t, func(t *testing.T, store volume.Store, cut func(*world)) {
+		w := newWorldOn(t, store, newFakeShelf(7), newFakeShelf(8))
 		cut(w)
 		var v *volume.Volume
 		insist(t, w, func() (err error) {
@@ -65,11 +68,11 @@ func TestCreateCutOff(t *testing.T) {
 }
 
 func TestCreateOnARefusingShelfCutOff(t *testing.T) {
-	cutEverywhere(t, func(t *testing.T, cut func(*world)) {
+	cutEverywhere(t, func(t *testing.T, store volume.Store, cut func(*world)) {
 		first, second := newFakeShelf(7), newFakeShelf(8)
 		second.size--
 		first.setFull(true)
-		w := newWorld(t, first, second)
+		w := newWorldOn(t, store, first, second)
 		cut(w)
 		insist(t, w, func() error {
 			_, err := w.service.Create(context.Background(), volume.CreateRequest{Name: "pvc-1", RequiredBytes: 4096})
@@ -80,8 +83,8 @@ func TestCreateOnARefusingShelfCutOff(t *testing.T) {
 }
 
 func TestDeleteCutOff(t *testing.T) {
-	cutEverywhere(t, func(t *testing.T, cut func(*world)) {
-		w := newWorld(t, newFakeShelf(7))
+	cutEverywhere(t, func(t *testing.T, store volume.Store, cut func(*world)) {
+		w := newWorldOn(t, store, newFakeShelf(7))
 		v := w.create("pvc-1", 4096)
 		cut(w)
 		insist(t, w, func() error { return w.service.Delete(context.Background(), v.ID.String()) })
@@ -91,8 +94,8 @@ func TestDeleteCutOff(t *testing.T) {
 
 // The name is asked for again while its deletion is half done: the new volume is another one.
 func TestCreateAfterADeleteThatWasCutOff(t *testing.T) {
-	cutEverywhere(t, func(t *testing.T, cut func(*world)) {
-		w := newWorld(t, newFakeShelf(7))
+	cutEverywhere(t, func(t *testing.T, store volume.Store, cut func(*world)) {
+		w := newWorldOn(t, store, newFakeShelf(7))
 		v := w.create("pvc-1", 4096)
 		cut(w)
 		err := w.service.Delete(context.Background(), v.ID.String())
@@ -110,8 +113,8 @@ func TestCreateAfterADeleteThatWasCutOff(t *testing.T) {
 }
 
 func TestPublishCutOff(t *testing.T) {
-	cutEverywhere(t, func(t *testing.T, cut func(*world)) {
-		w := newWorld(t, newFakeShelf(7))
+	cutEverywhere(t, func(t *testing.T, store volume.Store, cut func(*world)) {
+		w := newWorldOn(t, store, newFakeShelf(7))
 		v := w.create("pvc-1", 4096)
 		cut(w)
 		insist(t, w, func() error {
@@ -128,8 +131,8 @@ func TestPublishCutOff(t *testing.T) {
 func TestUnpublishCutOff(t *testing.T) {
 	for _, node := range []string{"n1", ""} {
 		t.Run("node "+node, func(t *testing.T) {
-			cutEverywhere(t, func(t *testing.T, cut func(*world)) {
-				w := newWorld(t, newFakeShelf(7))
+			cutEverywhere(t, func(t *testing.T, store volume.Store, cut func(*world)) {
+				w := newWorldOn(t, store, newFakeShelf(7))
 				v := w.create("pvc-1", 4096)
 				w.publish(v, "n1")
 				cut(w)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 
@@ -19,7 +18,7 @@ import (
 type world struct {
 	t       testing.TB
 	steps   *steps
-	store   *provision.FileStore
+	store   volume.Store
 	net     *network
 	set     *provision.Shelves
 	shelves []*fakeShelf
@@ -28,10 +27,11 @@ type world struct {
 
 func newWorld(t testing.TB, shelves ...*fakeShelf) *world {
 	t.Helper()
-	store, err := provision.OpenFileStore(memoryDir(t))
-	if err != nil {
-		t.Fatal(err)
-	}
+	return newWorldOn(t, newFileStore(t), shelves...)
+}
+
+func newWorldOn(t testing.TB, store volume.Store, shelves ...*fakeShelf) *world {
+	t.Helper()
 	w := &world{t: t, steps: &steps{}, store: store, net: newNetwork(), shelves: shelves}
 	var addresses []string
 	for i, f := range shelves {
@@ -55,22 +55,6 @@ func newWorld(t testing.TB, shelves ...*fakeShelf) *world {
 	}
 	w.restart()
 	return w
-}
-
-// memoryDir returns a directory in memory if there is one: these tests make thousands of
-// files durable.
-func memoryDir(t testing.TB) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "aoe-csi-test-")
-	if err != nil {
-		return t.TempDir()
-	}
-	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
-	})
-	return dir
 }
 
 // restart is a new process over the same store.

@@ -1,0 +1,159 @@
+package provision
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/klog/v2"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"github.com/aoe-csi/aoe-csi/pkg/api/v1alpha1"
+	"github.com/aoe-csi/aoe-csi/pkg/volume"
+)
+
+// StatusLoop copies what nodes report into the AoEVolumes, for people. Nothing is decided
+// on what it writes.
+type StatusLoop struct {
+	client client.Client // may read from a cache
+}
+
+// AddStatusLoop makes the manager run the loop, on the elected leader only.
+func AddStatusLoop(mgr ctrl.Manager) error {
+	loop := &StatusLoop{client: mgr.GetClient()}
+	err := ctrl.NewControllerManagedBy(mgr).
+		Named("aoevolume-status").
+		For(&v1alpha1.AoEVolume{}).
+		Watches(&v1alpha1.AoENode{}, handler.EnqueueRequestsFromMapFunc(loop.volumesOf)).
+		Complete(loop)
+	if err != nil {
+		return fmt.Errorf("status loop: %w", err)
+	}
+	return nil
+}
+
+// NewStatusLoop returns a loop that is driven by hand.
+func NewStatusLoop(c client.Client) *StatusLoop { return &StatusLoop{client: c} }
+
+// Reconcile implements reconcile.Reconciler.
+func (l *StatusLoop) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	var vol v1alpha1.AoEVolume
+	if err := l.client.Get(ctx, req.NamespacedName, &vol); err != nil {
+		return reconcile.Result{}, client.IgnoreNotFound(err)
+	}
+	var nodes v1alpha1.AoENodeList
+	if err := l.client.List(ctx, &nodes); err != nil {
+		return reconcile.Result{}, err
+	}
+	before := vol.DeepCopy()
+	summarize(&vol, nodes.Items)
+	if equality.Semantic.DeepEqual(before.Status, vol.Status) {
+		return reconcile.Result{}, nil
+	}
+	// A patch of what changed here: phase and admissions, which the service writes, are not touched.
+	err := l.client.Status().Patch(ctx, &vol, client.MergeFrom(before))
+	return reconcile.Result{}, client.IgnoreNotFound(err)
+}
+
+// volumesOf returns the volumes that a node's report may concern.
+func (l *StatusLoop) volumesOf(ctx context.Context, obj client.Object) []reconcile.Request {
+	node, ok := obj.(*v1alpha1.AoENode)
+	if !ok {
+		return nil
+	}
+	var vols v1alpha1.AoEVolumeList
+	if err := l.client.List(ctx, &vols); err != nil {
+		klog.FromContext(ctx).Error(err, "Volumes of a node not listed", "node", node.Name)
+		return nil
+	}
+	var requests []reconcile.Request
+	for i := range vols.Items {
+		vol := &vols.Items[i]
+		handle := vol.Spec.Target + "-" + vol.Spec.Generation
+		reported := slices.ContainsFunc(node.Status.Attachments, func(a v1alpha1.AoENodeAttachment) bool { return a.VolumeID == handle })
+		shown := slices.ContainsFunc(vol.Status.Attachments, func(a v1alpha1.AoEAttachment) bool { return a.Node == node.Name })
+		if reported || shown {
+			requests = append(requests, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(vol)})
+		}
+	}
+	return requests
+}
+
+// Repair puts right what a cut-off or a deletion by hand left: slots without a volume,
+// volumes without their slot, deletions that nobody repeats. It returns what it could not
+// put right now.
+func (s *Service) Repair(ctx context.Context) error {
+	// Slots first: a record is written before its slot is claimed, so a slot whose record is not there now has none.
+	slots, err := s.store.ListSlots(ctx)
+	if err != nil {
+		return fmt.Errorf("repair: %w", err)
+	}
+	records, err := s.store.ListVolumes(ctx)
+	if err != nil {
+		return fmt.Errorf("repair: %w", err)
+	}
+	owners := make(map[volume.Slot]bool, len(records))
+	for i := range records {
+		owners[slotOf(&records[i])] = true
+	}
+	var failed []error
+	for _, slot := range slots {
+		if owners[slot] {
+			continue
+		}
+		klog.FromContext(ctx).Info("Slot released that no volume owns", "slot", slot.Addr.String(), "volume", slot.VolumeName)
+		failed = append(failed, s.store.ReleaseSlot(ctx, slot))
+	}
+	for i := range records {
+		failed = append(failed, s.repairVolume(ctx, &records[i]))
+	}
+	return errors.Join(failed...)
+}
+
+func (s *Service) repairVolume(ctx context.Context, rec *volume.Record) error {
+	unlock, err := s.busy.lock(rec.Name)
+	if err != nil {
+		return nil // somebody is at it
+	}
+	defer unlock()
+	if err := s.reread(ctx, rec); err != nil {
+		if errors.Is(err, volume.ErrPending) {
+			return nil // gone since the list was made
+		}
+		return fmt.Errorf("repair volume %s: %w", rec.Name, err)
+	}
+	switch rec.Phase {
+	case volume.PhaseDeleting:
+		err = s.remove(ctx, rec)
+	case volume.PhaseReady:
+		if err = s.store.ClaimSlot(ctx, slotOf(rec)); errors.Is(err, volume.ErrExists) {
+			err = nil // the handle is still found by its generation, and the shelf keeps the two apart
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("repair volume %s: %w", rec.Name, err)
+	}
+	return nil
+}
+
+// RunRepair repairs at intervals until ctx ends.
+func (s *Service) RunRepair(ctx context.Context, interval time.Duration) {
+	ticker := time.NewTicker(interval)
+	defer ticker.Stop()
+	for {
+		if err := s.Repair(ctx); err != nil && ctx.Err() == nil {
+			klog.FromContext(ctx).Error(err, "Not everything could be repaired")
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}
