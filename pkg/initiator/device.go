@@ -152,7 +152,7 @@ func (s *Shard) removeDevice(d *Device) {
 // release gives the device's memory back; frames that the network still reads keep theirs until it lets go.
 func (d *Device) release() {
 	if err := d.core.Release(); err != nil && !errors.Is(err, pool.ErrHeld) {
-		klog.ErrorS(err, "Could not release frames", "target", d.cfg.Addr)
+		d.shard.say(func() { klog.ErrorS(err, "Could not release frames", "target", d.cfg.Addr) })
 	}
 }
 
@@ -180,10 +180,12 @@ func (d *Device) publish() {
 	d.state, d.info = state, info
 	d.mu.Unlock()
 	if before.Phase != state.Phase {
-		klog.InfoS("Device changed", "target", d.cfg.Addr, "from", before.Phase, "to", state.Phase, "reason", state.Err)
+		d.shard.say(func() {
+			klog.InfoS("Device changed", "target", d.cfg.Addr, "from", before.Phase, "to", state.Phase, "reason", state.Err)
+		})
 	}
 	if !before.Lost && state.Lost {
-		klog.ErrorS(ErrLost, "Device cannot be flushed any more", "target", d.cfg.Addr)
+		d.shard.say(func() { klog.ErrorS(ErrLost, "Device cannot be flushed any more", "target", d.cfg.Addr) })
 	}
 	select {
 	case d.changed <- struct{}{}:

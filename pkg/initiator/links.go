@@ -112,11 +112,12 @@ func (s *Shard) raise(l *shardLink) {
 	}
 	l.refreshAt = s.now() + refreshEvery
 	if err != nil {
-		klog.V(4).InfoS("Link is down", "link", l.name, "reason", err)
+		s.say(func() { klog.V(4).InfoS("Link is down", "link", l.name, "reason", err) })
 		return
 	}
 	l.up = true
-	klog.V(2).InfoS("Link is up", "link", l.name, "mac", aoe.MAC(l.answers.MAC()), "mtu", l.answers.MTU())
+	mac, mtu := aoe.MAC(l.answers.MAC()), l.answers.MTU()
+	s.say(func() { klog.V(2).InfoS("Link is up", "link", l.name, "mac", mac, "mtu", mtu) })
 	for _, d := range s.devices {
 		d.useLink(l)
 	}
@@ -165,7 +166,7 @@ func (s *Shard) dial(shelf uint16) (link.Link, error) {
 
 // lower takes a link out of use. A local one is closed, since its peer is gone for good.
 func (s *Shard) lower(l *shardLink, why error) {
-	klog.InfoS("Link went down", "link", l.name, "reason", why)
+	s.say(func() { klog.InfoS("Link went down", "link", l.name, "reason", why) })
 	l.up = false
 	l.drop(len(l.queue))
 	for _, d := range s.devices {
@@ -173,7 +174,7 @@ func (s *Shard) lower(l *shardLink, why error) {
 	}
 	if l.local {
 		if err := s.closeLink(l); err != nil {
-			klog.ErrorS(err, "Could not close link", "link", l.name)
+			s.say(func() { klog.ErrorS(err, "Could not close link", "link", l.name) })
 		}
 	}
 }
@@ -239,7 +240,7 @@ func (s *Shard) send(l *shardLink) {
 			l.drop(1) // lost, like any frame that does not get through
 			s.raise(l)
 		default:
-			klog.ErrorS(err, "Could not send", "link", l.name)
+			s.say(func() { klog.ErrorS(err, "Could not send", "link", l.name) })
 			l.drop(min(1, len(l.queue)))
 			return
 		}

@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/aoe-csi/aoe-csi/pkg/aoe"
-	"github.com/aoe-csi/aoe-csi/pkg/link/linktest"
+	"github.com/aoe-csi/aoe-csi/pkg/link"
 	"github.com/aoe-csi/aoe-csi/pkg/pool"
 )
 
@@ -24,7 +24,7 @@ var (
 // modelTarget is a target as a test wants it: simple, in memory, and by its nature right about what it executes.
 type modelTarget struct {
 	t      testing.TB
-	link   *linktest.Link
+	link   link.Link
 	frames *pool.Pool
 	dice   *rand.Rand
 
@@ -39,6 +39,8 @@ type modelTarget struct {
 	service  time.Duration // up to this passes before a request is executed
 	disk     []byte
 	admitted bool
+	mac      aoe.MAC
+	local    bool // the peer may go away
 
 	// What it is in the middle of.
 	off         bool // answers nothing and forgets what it has queued
@@ -61,16 +63,16 @@ type job struct {
 	frame []byte
 }
 
-func newModelTarget(t testing.TB, net *linktest.Network, seed uint64) *modelTarget {
-	frames, err := pool.New(pool.Config{FrameSize: 9014, Initial: 16, Max: 4096})
+func newModelTarget(t testing.TB, l link.Link, seed uint64) *modelTarget {
+	frames, err := pool.New(pool.Config{FrameSize: l.MTU() + aoe.EthernetLen, Initial: 16, Max: 4096})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return &modelTarget{
-		t: t, link: net.Link(targetMAC), frames: frames, dice: rand.New(rand.NewPCG(seed, 1)),
+		t: t, link: l, frames: frames, dice: rand.New(rand.NewPCG(seed, 1)),
 		managed: true, model: "aoe-csi", serial: testGeneration, config: identityPrefix + testGeneration,
 		flush: []aoe.ATACommand{aoe.ATAFlush, aoe.ATAFlushExt}, buffers: 16, sectors: 255,
-		disk: make([]byte, 1<<20), admitted: true, cacheEpoch: 1, seen: map[uint32]bool{},
+		disk: make([]byte, 1<<20), admitted: true, mac: targetMAC, cacheEpoch: 1, seen: map[uint32]bool{},
 	}
 }
 
@@ -93,6 +95,9 @@ func (m *modelTarget) poll(now time.Duration) {
 	var frames [64][]byte
 	for {
 		n, err := m.link.Receive(frames[:])
+		if err != nil && m.local {
+			return
+		}
 		if err != nil {
 			m.t.Fatal(err)
 		}
@@ -147,7 +152,7 @@ func (m *modelTarget) serve(b []byte) {
 	switch f.Command() {
 	case aoe.CommandConfig:
 		m.reply(func(out []byte) int {
-			h := aoe.Header{Dst: f.Src(), Src: targetMAC, Response: true, Addr: testAddr, Tag: f.Tag()}
+			h := aoe.Header{Dst: f.Src(), Src: m.mac, Response: true, Addr: testAddr, Tag: f.Tag()}
 			return aoe.PutConfig(out, &h, &aoe.ConfigFields{BufferCount: m.buffers, SectorCount: m.sectors, ConfigString: []byte(m.config)})
 		})
 	case aoe.CommandOpen:
@@ -162,7 +167,7 @@ func (m *modelTarget) serve(b []byte) {
 // advertise says that it is here.
 func (m *modelTarget) advertise() {
 	m.reply(func(out []byte) int {
-		h := aoe.Header{Dst: aoe.Broadcast, Src: targetMAC, Response: true, Addr: testAddr}
+		h := aoe.Header{Dst: aoe.Broadcast, Src: m.mac, Response: true, Addr: testAddr}
 		return aoe.PutConfig(out, &h, &aoe.ConfigFields{BufferCount: m.buffers, SectorCount: m.sectors, ConfigString: []byte(m.config)})
 	})
 }
@@ -197,7 +202,7 @@ func (m *modelTarget) serveOpen(f aoe.Frame) {
 		a.Epoch = m.epoch
 	}
 	m.reply(func(out []byte) int {
-		h := aoe.Header{Dst: f.Src(), Src: targetMAC, Response: true, Addr: testAddr, Tag: f.Tag()}
+		h := aoe.Header{Dst: f.Src(), Src: m.mac, Response: true, Addr: testAddr, Tag: f.Tag()}
 		return aoe.PutOpen(out, &h, &a)
 	})
 }
@@ -302,13 +307,13 @@ func (m *modelTarget) identify(f aoe.Frame) {
 
 func (m *modelTarget) ata(f aoe.Frame, status, errorRegister uint8, data []byte) {
 	m.reply(func(out []byte) int {
-		return aoe.PutATAReply(out, f, targetMAC, testAddr, status, errorRegister) + copy(out[aoe.ATALen:], data)
+		return aoe.PutATAReply(out, f, m.mac, testAddr, status, errorRegister) + copy(out[aoe.ATALen:], data)
 	})
 }
 
 func (m *modelTarget) error(f aoe.Frame, code aoe.ErrorCode) {
 	m.reply(func(out []byte) int {
-		aoe.PutReply(out, f, targetMAC, testAddr, code)
+		aoe.PutReply(out, f, m.mac, testAddr, code)
 		return aoe.MinFrameLen
 	})
 }
@@ -322,7 +327,7 @@ func (m *modelTarget) reply(put func(out []byte) int) {
 	defer f.Release()
 	clear(f.Buf()[:aoe.MinFrameLen])
 	f.SetLen(max(put(f.Buf()), aoe.MinFrameLen))
-	if _, err := m.link.Send([]*pool.Frame{f}); err != nil {
+	if _, err := m.link.Send([]*pool.Frame{f}); err != nil && !m.local {
 		m.t.Fatal(err)
 	}
 }

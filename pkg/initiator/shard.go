@@ -58,6 +58,7 @@ type Shard struct {
 	waker   *os.File // of wakeFD: its Close and Write may meet
 	tid     int
 	calls   atomic.Pointer[call]
+	says    chan func()   // to the goroutine that logs
 	done    chan struct{} // closed when the loop has ended
 	failure error         // of the loop, before done is closed
 
@@ -90,7 +91,7 @@ func NewShard(cfg ShardConfig) (*Shard, error) {
 	}
 	s := &Shard{
 		cfg: cfg, start: time.Now(), epoll: -1, wakeFD: -1, done: make(chan struct{}),
-		watched: make(map[int32]watch), byAddr: make(map[aoe.Addr]*Device),
+		says: make(chan func(), 64), watched: make(map[int32]watch), byAddr: make(map[aoe.Addr]*Device),
 	}
 	var err error
 	if s.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
@@ -104,6 +105,7 @@ func NewShard(cfg ShardConfig) (*Shard, error) {
 	}
 	s.waker = os.NewFile(uintptr(s.wakeFD), "shard's eventfd")
 	started := make(chan struct{})
+	go s.log()
 	go s.run(started)
 	<-started
 	return s, nil
@@ -138,6 +140,26 @@ func (s *Shard) run(started chan<- struct{}) {
 	s.failure = errors.Join(s.failure, s.closeAll())
 	close(s.done)
 	s.runCalls() // those that came too late are let go
+}
+
+// say has something logged by another goroutine: a log that nobody reads must not stop the loop. When too much is waiting it is dropped.
+func (s *Shard) say(f func()) {
+	select {
+	case s.says <- f:
+	default:
+	}
+}
+
+// log is that goroutine; it ends with the loop.
+func (s *Shard) log() {
+	for {
+		select {
+		case f := <-s.says:
+			f()
+		case <-s.done:
+			return
+		}
+	}
 }
 
 // turn is one round: hand over what was gathered, send, sleep until something happens, take it.
@@ -272,7 +294,7 @@ func (s *Shard) addWatch(fd int, h Handler) error {
 func (s *Shard) dropWatch(fd int) {
 	delete(s.watched, int32(fd))
 	if err := s.control(unix.EPOLL_CTL_DEL, fd, 0); err != nil && !errors.Is(err, unix.EBADF) && !errors.Is(err, unix.ENOENT) {
-		klog.ErrorS(err, "Shard could not end a watch", "shard", s.cfg.Index, "fd", fd)
+		s.say(func() { klog.ErrorS(err, "Shard could not end a watch", "shard", s.cfg.Index, "fd", fd) })
 	}
 }
 

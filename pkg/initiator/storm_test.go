@@ -124,7 +124,7 @@ func (s *storm) run(depth int, disturb func(step int)) {
 var rough = linktest.Profile{Delay: 100 * time.Microsecond, Jitter: time.Millisecond, Loss: 0.02, Reorder: 0.05, ReorderBy: 80 * time.Millisecond, ReleaseDelay: 5 * time.Millisecond}
 
 func TestStorm(t *testing.T) {
-	const requests = 3000
+	const requests = 1000
 	for _, tc := range []struct {
 		name    string
 		profile func(*linktest.Profile)
@@ -176,10 +176,10 @@ func TestStormWithRestarts(t *testing.T) {
 				}
 				w.target.service = time.Millisecond
 				w.attach()
-				s := newStorm(w, seed, 3000)
+				s := newStorm(w, seed, 1200)
 				s.run(32, func(step int) {
-					switch step % 4000 {
-					case 1999:
+					switch step % 2000 {
+					case 999:
 						w.target.restart(false)
 						w.target.off = true
 						w.run(time.Duration(seed) * 3 * time.Second)
@@ -215,16 +215,16 @@ func TestStormOverTwoPaths(t *testing.T) {
 				}
 				w.plug(ourMAC2)
 				w.attach()
-				s := newStorm(w, seed, 4000)
+				s := newStorm(w, seed, 1500)
 				s.run(32, func(step int) {
-					switch step % 3000 {
-					case 800:
+					switch step % 1500 {
+					case 400:
 						w.net.Block(ourMAC, targetMAC)
-					case 1400:
+					case 700:
 						w.net.Unblock(ourMAC, targetMAC)
-					case 2000:
+					case 1000:
 						w.net.Block(targetMAC, ourMAC2)
-					case 2600:
+					case 1300:
 						w.net.Unblock(targetMAC, ourMAC2)
 					}
 				})

@@ -26,7 +26,7 @@ type world struct {
 func newWorld(t testing.TB, seed int64, profile linktest.Profile, configure func(*CoreConfig)) *world {
 	t.Helper()
 	w := &world{t: t, net: linktest.NewNetwork(seed, profile)}
-	w.target = newModelTarget(t, w.net, uint64(seed))
+	w.target = newModelTarget(t, w.net.Link(targetMAC), uint64(seed))
 	cfg := CoreConfig{Addr: testAddr, Generation: testGeneration, UUID: testUUID, Incarnation: 100}
 	if configure != nil {
 		configure(&cfg)
@@ -58,10 +58,13 @@ func (w *world) end() {
 	if err != nil && !errors.Is(err, pool.ErrHeld) {
 		w.t.Error(err)
 	}
-	for _, l := range append(w.links, w.target.link) {
+	for _, l := range w.links {
 		if err := l.Close(); err != nil {
 			w.t.Error(err)
 		}
+	}
+	if err := w.target.link.Close(); err != nil {
+		w.t.Error(err)
 	}
 	if err := w.core.Release(); err != nil {
 		w.t.Errorf("after the network let go: %v", err)
