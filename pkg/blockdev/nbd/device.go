@@ -247,8 +247,8 @@ func (d *device) Resize(_ context.Context, bytes uint64) error {
 	return nil
 }
 
-// Stop implements blockdev.Device. Our end of the socket is shut down first: a disconnect sends a message of its own, and
-// would wait for ever behind a request that the kernel is still trying to hand over.
+// Stop implements blockdev.Device. Our end of the socket is shut for requests first: a disconnect sends a message of its
+// own, and would wait for ever behind a request that the kernel is still trying to hand over.
 func (d *device) Stop(_ context.Context) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -256,7 +256,7 @@ func (d *device) Stop(_ context.Context) error {
 		return nil
 	}
 	if d.started || d.recover {
-		d.q.shutdown()
+		d.q.refuse()
 		if err := d.f.disconnect(d.state.Number, d.state.ID); err != nil {
 			return err
 		}

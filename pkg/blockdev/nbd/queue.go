@@ -257,10 +257,11 @@ func (q *queue) sendmsg(segments int) (int, syscall.Errno) {
 	return int(n), errno
 }
 
-// shutdown ends the stream in both directions, from any goroutine: the kernel's sends fail, Poll says io.EOF.
-func (q *queue) shutdown() {
+// refuse ends the stream of requests, from any goroutine: the kernel's sends fail, also one that is under way, and Poll
+// says io.EOF once it has read what is there. Answers still go out.
+func (q *queue) refuse() {
 	if fd := q.fd.Load(); fd >= 0 {
-		_ = unix.Shutdown(int(fd), unix.SHUT_RDWR)
+		_ = unix.Shutdown(int(fd), unix.SHUT_RD) // fails only when the kernel's end is gone
 	}
 }
 

@@ -347,7 +347,9 @@ func TestFlushAfterTheKernelIsGone(t *testing.T) {
 	q, peer := testQueue(t, 4, regionBytes)
 	write(t, peer, encode(header{kind: cmdRead, length: 4096}, nil))
 	got := poll(t, q)
-	q.shutdown()
+	if err := unix.Shutdown(peer, unix.SHUT_RDWR); err != nil {
+		t.Fatal(err)
+	}
 	q.Complete(got[0], 0)
 	if _, err := q.Flush(); !errors.Is(err, io.EOF) {
 		t.Fatalf("Flush: %v, want EOF", err)
@@ -357,6 +359,26 @@ func TestFlushAfterTheKernelIsGone(t *testing.T) {
 	}
 	if _, err := q.Poll(nil); !errors.Is(err, io.EOF) {
 		t.Fatalf("Poll: %v, want EOF", err)
+	}
+}
+
+func TestAnswersGoOutAfterRefuse(t *testing.T) {
+	q, peer := testQueue(t, 4, regionBytes)
+	write(t, peer, encode(header{kind: cmdFlush, cookie: 5}, nil))
+	got := poll(t, q)
+	q.refuse()
+	if _, err := unix.Write(peer, encode(header{kind: cmdFlush}, nil)); !errors.Is(err, unix.EPIPE) {
+		t.Errorf("the kernel can still send: %v", err)
+	}
+	if _, err := q.Poll(nil); !errors.Is(err, io.EOF) {
+		t.Errorf("Poll: %v, want EOF", err)
+	}
+	q.Complete(got[0], 0)
+	if _, err := q.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if reply := readAll(t, peer); len(reply) != replyLen {
+		t.Errorf("reply of %d bytes", len(reply))
 	}
 }
 

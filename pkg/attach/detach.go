@@ -1,0 +1,227 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+
+	"github.com/aoe-csi/aoe-csi/pkg/initiator"
+)
+
+const (
+	// defaultDetachTimeout is how long a detach waits for a target that does not answer, over all its repetitions.
+	defaultDetachTimeout = 5 * time.Minute
+	// answerMargin is how long before the caller's deadline he gets his answer, so that it is ErrPending and not silence.
+	answerMargin = 500 * time.Millisecond
+	// idleEvery is how often the kernel is asked whether requests are out.
+	idleEvery = 10 * time.Millisecond
+)
+
+// flushing is an fsync of the device under way. It can take as long as the target stays silent, so it has a goroutine of
+// its own, which ends when the device's requests have ended one way or the other.
+type flushing struct {
+	done chan struct{} // closed when err is valid
+	err  error
+}
+
+// Detach flushes and removes the device; not attached is success. While the target does not answer and I/O is pending the error
+// matches ErrPending, until timeout (0: 5 min) has passed since the first call: then what is outstanding is given up. With force
+// that happens at once, also to a device that is mounted. ErrInUse: the device is mounted.
+func (m *Manager) Detach(ctx context.Context, volumeID string, force bool, timeout time.Duration) error {
+	if timeout <= 0 {
+		timeout = defaultDetachTimeout
+	}
+	unlock, err := m.locks.lock(ctx, volumeID)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	a := m.get(volumeID)
+	if a == nil {
+		return nil
+	}
+	switch a.at() {
+	case attaching, removed:
+		return a.takeDown(ctx)
+	case recovering:
+		return a.detachUnserved(ctx, force, a.giveUpAt(timeout))
+	case attached, detaching:
+	}
+	return a.detach(ctx, force, timeout)
+}
+
+// giveUpAt is when a detach stops waiting, counted from its first call.
+func (a *attachment) giveUpAt(timeout time.Duration) time.Time {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.detachSince.IsZero() {
+		a.detachSince = time.Now()
+	}
+	return a.detachSince.Add(timeout)
+}
+
+func (a *attachment) detach(ctx context.Context, force bool, timeout time.Duration) error {
+	start := time.Now()
+	if !force {
+		err := a.quiesce(ctx, a.giveUpAt(timeout))
+		switch {
+		case errors.Is(err, errGiveUp):
+			klog.ErrorS(err, "Detach gives up outstanding I/O: the target did not answer in time", "volume", a.opts.VolumeID,
+				"target", a.opts.Target, "timeout", timeout)
+			force = true
+		case errors.Is(err, ErrInUse):
+			a.mu.Lock()
+			a.detachSince = time.Time{}
+			a.mu.Unlock()
+			a.setStage(attached, "")
+			return err
+		case err != nil:
+			return err
+		}
+	}
+	a.setStage(detaching, "")
+	if force {
+		if err := a.giveUp(ctx); err != nil {
+			return err
+		}
+	}
+	path := a.device().Path()
+	if err := a.takeDown(ctx); err != nil {
+		a.setStage(a.at(), err.Error())
+		return err
+	}
+	klog.InfoS("Detached", "volume", a.opts.VolumeID, "target", a.opts.Target, "device", path, "force", force,
+		"took", time.Since(start).Round(time.Millisecond))
+	return nil
+}
+
+// errGiveUp: the detach timeout has passed.
+var errGiveUp = errors.New("detach timeout has passed")
+
+// quiesce flushes the device and waits until no request is out.
+func (a *attachment) quiesce(ctx context.Context, limit time.Time) error {
+	wait, cancel := waitContext(ctx, limit)
+	defer cancel()
+	f := a.flush()
+	select {
+	case <-f.done:
+	case <-wait.Done():
+		return a.notYet(ctx, limit)
+	}
+	a.mu.Lock()
+	a.flushing = nil
+	a.mu.Unlock()
+	switch {
+	case errors.Is(f.err, unix.EBUSY):
+		return fmt.Errorf("%w: %s is mounted or held open exclusively; unmount it first", ErrInUse, a.device().Path())
+	case f.err != nil:
+		// Repeating it would not help: the error went to whoever wrote, too.
+		klog.ErrorS(f.err, "Detach goes on after a flush that failed", "volume", a.opts.VolumeID, "device", a.device().Path())
+	}
+	tick := time.NewTicker(idleEvery)
+	defer tick.Stop()
+	for {
+		if idle, err := a.device().Idle(); err != nil || idle {
+			return err
+		}
+		select {
+		case <-wait.Done():
+			return a.notYet(ctx, limit)
+		case <-tick.C:
+		}
+	}
+}
+
+// waitContext ends at the limit, or early enough before ctx does for an answer to get through.
+func waitContext(ctx context.Context, limit time.Time) (context.Context, context.CancelFunc) {
+	if deadline, ok := ctx.Deadline(); ok {
+		margin := min(answerMargin, time.Until(deadline)/4)
+		if early := deadline.Add(-margin); early.Before(limit) {
+			limit = early
+		}
+	}
+	return context.WithDeadline(ctx, limit)
+}
+
+// notYet is the answer while I/O is pending: ErrPending, or errGiveUp after the limit.
+func (a *attachment) notYet(ctx context.Context, limit time.Time) error {
+	if !time.Now().Before(limit) {
+		return errGiveUp
+	}
+	message := fmt.Sprintf("%s does not answer and I/O is pending; it is given up in %v", a.opts.Target,
+		time.Until(limit).Round(time.Second))
+	a.setStage(detaching, message)
+	if err := ctx.Err(); errors.Is(err, context.Canceled) {
+		return err
+	}
+	return fmt.Errorf("%w: %s", ErrPending, message)
+}
+
+// flush starts an fsync of the device, or returns the one that an earlier call started.
+func (a *attachment) flush() *flushing {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.flushing == nil {
+		f := &flushing{done: make(chan struct{})}
+		path, readOnly := a.disk.Path(), a.opts.ReadOnly
+		a.flushing = f
+		go func() {
+			defer close(f.done)
+			f.err = syncDevice(path, readOnly)
+		}()
+	}
+	return a.flushing
+}
+
+// syncDevice writes back what is dirty and flushes. Opening exclusively fails with EBUSY while the device is mounted.
+func syncDevice(path string, readOnly bool) error {
+	mode := os.O_RDWR
+	if readOnly {
+		mode = os.O_RDONLY
+	}
+	f, err := os.OpenFile(path, mode|unix.O_EXCL, 0)
+	if err != nil {
+		return err
+	}
+	if readOnly {
+		return f.Close()
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// giveUp fails everything that is outstanding, and what may still come until the device is gone.
+func (a *attachment) giveUp(ctx context.Context) error {
+	a.mu.Lock()
+	p, dev := a.pump, a.dev
+	a.mu.Unlock()
+	err := dev.Shard().Do(ctx, p.refuse)
+	if err == nil {
+		err = dev.Fail(ctx)
+	}
+	if errors.Is(err, initiator.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// detachUnserved removes the device of an earlier process that is not taken over yet.
+func (a *attachment) detachUnserved(ctx context.Context, force bool, limit time.Time) error {
+	if !force && time.Now().Before(limit) {
+		return fmt.Errorf("%w: %s is being taken over from an earlier initiator; it is given up in %v", ErrPending,
+			a.opts.VolumeID, time.Until(limit).Round(time.Second))
+	}
+	a.mu.Lock()
+	front, state := a.front, a.rec.Device
+	a.mu.Unlock()
+	if err := front.Remove(ctx, state); err != nil {
+		return err
+	}
+	klog.InfoS("Removed a device that nobody served", "volume", a.opts.VolumeID, "device", state.Number, "force", force)
+	a.setStage(removed, "")
+	return a.takeDown(ctx)
+}

@@ -1,0 +1,218 @@
+package attach
+
+import (
+	"errors"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+
+	"github.com/aoe-csi/aoe-csi/pkg/blockdev"
+	"github.com/aoe-csi/aoe-csi/pkg/initiator"
+)
+
+const sectorBytes = 512
+
+// loop is what a pump needs of its initiator.Shard.
+type loop interface {
+	Watch(fd int, h initiator.Handler) error
+	WatchWrites(fd int, on bool) error
+	Unwatch(fd int)
+}
+
+// readPauser is a loop that can leave a readable descriptor alone for a while.
+type readPauser interface {
+	WatchReads(fd int, on bool) error
+}
+
+// submitter is what a pump needs of its initiator.Device.
+type submitter interface {
+	Submit(r *initiator.Request)
+}
+
+// pump moves requests from a front end's queue to a target and their outcomes back. It runs on the shard's thread
+// only and allocates nothing after it was made.
+//
+//	Ready: Poll → Submit …   Complete (from the target) → queue.Complete …   BeforeSleep: Flush, and Poll again if memory was short
+type pump struct {
+	name   string // for logs
+	loop   loop
+	queue  blockdev.Queue
+	target submitter
+	fd     int
+
+	requests  []initiator.Request // by blockdev.Request.Index
+	origins   []*blockdev.Request // what each of them stands for
+	batch     []*blockdev.Request // scratch
+	dirty     bool                // completions wait for Flush
+	polling   bool                // within poll: Flush comes after
+	paused    bool                // reading is paused: the queue is stalled
+	watching  bool                // the loop calls us
+	refusing  bool                // new requests fail at once: what is outstanding was given up
+	abandoned bool                // completions go nowhere: another server gets the requests again
+}
+
+// newPump connects a queue to a target. watch starts it.
+func newPump(name string, l loop, queue blockdev.Queue, target submitter) *pump {
+	p := &pump{
+		name: name, loop: l, queue: queue, target: target, fd: queue.FD(),
+		requests: make([]initiator.Request, queue.Depth()),
+		origins:  make([]*blockdev.Request, queue.Depth()),
+		batch:    make([]*blockdev.Request, 0, queue.Depth()),
+	}
+	for i := range p.requests {
+		p.requests[i].Done, p.requests[i].Index = p, i
+	}
+	return p
+}
+
+// watch has the loop call the pump.
+func (p *pump) watch() error {
+	err := p.loop.Watch(p.fd, p)
+	p.watching = err == nil
+	return err
+}
+
+// unwatch ends that. Idempotent. Requests that are outstanding still complete.
+func (p *pump) unwatch() {
+	if p.watching {
+		p.watching = false
+		p.loop.Unwatch(p.fd)
+	}
+}
+
+// abandon ends everything between the pump and its queue: what the target still completes is not answered.
+func (p *pump) abandon() {
+	p.unwatch()
+	p.abandoned = true
+}
+
+// refuse makes new requests fail from now on.
+func (p *pump) refuse() { p.refusing = true }
+
+// Ready implements initiator.Handler.
+func (p *pump) Ready(events uint32) {
+	if events&unix.EPOLLOUT != 0 {
+		p.dirty = true
+	}
+	if events&^unix.EPOLLOUT != 0 {
+		p.poll()
+	}
+}
+
+// BeforeSleep implements initiator.Handler.
+func (p *pump) BeforeSleep() {
+	for p.dirty {
+		more := p.flush()
+		if !p.queue.Stalled() || !p.watching {
+			break
+		}
+		p.poll() // what was flushed gave memory back
+		if more {
+			break
+		}
+	}
+}
+
+// poll submits what has arrived.
+func (p *pump) poll() {
+	if !p.watching {
+		return
+	}
+	p.polling = true
+	batch, err := p.queue.Poll(p.batch[:0])
+	for _, r := range batch {
+		p.submit(r)
+	}
+	p.polling = false
+	p.dirty = true // the queue may have refused requests by itself
+	p.pause(p.queue.Stalled())
+	if err != nil {
+		// The kernel's end is gone: an orderly Stop, or somebody else disconnected the device.
+		klog.V(2).InfoS("Front end's queue ended", "volume", p.name, "reason", err)
+		p.unwatch()
+		p.flush()
+	}
+}
+
+// pause keeps a readable descriptor from waking the loop all the time while nothing can be read from it.
+func (p *pump) pause(on bool) {
+	l, ok := p.loop.(readPauser)
+	if !ok || p.paused == on || !p.watching {
+		return
+	}
+	if err := l.WatchReads(p.fd, !on); err != nil {
+		klog.ErrorS(err, "Could not pause a queue", "volume", p.name)
+		return
+	}
+	p.paused = on
+}
+
+func (p *pump) submit(r *blockdev.Request) {
+	q := &p.requests[r.Index]
+	p.origins[r.Index] = r
+	q.FUA, q.LBA, q.Sectors, q.Data, q.Err = r.FUA, r.Offset/sectorBytes, r.Length/sectorBytes, r.Data, nil
+	switch r.Op {
+	case blockdev.OpRead:
+		q.Op = initiator.OpRead
+	case blockdev.OpWrite:
+		q.Op = initiator.OpWrite
+	case blockdev.OpFlush:
+		q.Op, q.LBA, q.Sectors = initiator.OpFlush, 0, 0
+	case blockdev.OpTrim:
+		q.Op = initiator.OpTrim
+	case blockdev.OpWriteZeroes:
+		q.Err = initiator.ErrUnsupported
+	}
+	if p.refusing {
+		q.Err = initiator.ErrIO
+	}
+	if q.Err != nil {
+		p.Complete(q)
+		return
+	}
+	p.target.Submit(q)
+}
+
+// Complete implements initiator.Completer.
+func (p *pump) Complete(q *initiator.Request) {
+	if p.abandoned {
+		return
+	}
+	p.queue.Complete(p.origins[q.Index], errnoOf(q.Err))
+	p.dirty = true
+	if !p.watching && !p.polling {
+		p.flush() // nobody calls BeforeSleep any more
+	}
+}
+
+// flush hands completions over; more says that the kernel did not take all of them now.
+func (p *pump) flush() (more bool) {
+	p.dirty = false
+	more, err := p.queue.Flush()
+	if err != nil {
+		p.unwatch()
+		return false
+	}
+	if p.watching {
+		if err := p.loop.WatchWrites(p.fd, more); err != nil {
+			klog.ErrorS(err, "Could not watch a queue", "volume", p.name)
+			p.dirty = more
+		}
+	}
+	return more
+}
+
+// errnoOf is what the block layer hears.
+func errnoOf(err error) syscall.Errno {
+	switch {
+	case err == nil:
+		return 0
+	case errors.Is(err, initiator.ErrReadOnly):
+		return syscall.EPERM
+	case errors.Is(err, initiator.ErrUnsupported):
+		return syscall.EOPNOTSUPP
+	default:
+		return syscall.EIO
+	}
+}

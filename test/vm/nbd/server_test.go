@@ -1,0 +1,161 @@
+//go:build vm
+
+package nbd
+
+import (
+	"errors"
+	"io"
+	"runtime"
+	"sync"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/aoe-csi/aoe-csi/pkg/blockdev"
+)
+
+// disk is memory behind a queue. It answers newest first, so that the kernel sees completions out of order.
+type disk struct {
+	mem []byte
+
+	mu      sync.Mutex
+	mute    bool // take requests, answer none
+	flushes int
+	fuas    int
+	trims   int
+}
+
+// server is the event loop of one queue.
+type server struct {
+	t    *testing.T
+	disk *disk
+	q    blockdev.Queue
+	wake int // eventfd: look at the queue again
+	end  chan struct{}
+	held []*blockdev.Request // taken while mute
+}
+
+// serve starts the loop; it ends when the kernel's end is gone, or with stop.
+func serve(t *testing.T, d *disk, q blockdev.Queue) *server {
+	t.Helper()
+	wake, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &server{t: t, disk: d, q: q, wake: wake, end: make(chan struct{})}
+	go s.loop()
+	return s
+}
+
+// kick makes the loop look again; stop makes it end.
+func (s *server) kick() { s.signal(1) }
+
+func (s *server) stop() {
+	s.signal(1 << 32)
+	<-s.end
+}
+
+func (s *server) signal(n uint64) {
+	b := [8]byte{byte(n), 0, 0, 0, byte(n >> 32)}
+	if _, err := unix.Write(s.wake, b[:]); err != nil {
+		s.t.Errorf("wake: %v", err)
+	}
+}
+
+func (s *server) loop() {
+	runtime.LockOSThread()
+	defer close(s.end)
+	fds := []unix.PollFd{{Fd: int32(s.q.FD()), Events: unix.POLLIN}, {Fd: int32(s.wake), Events: unix.POLLIN}}
+	var requests []*blockdev.Request
+	for {
+		if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {
+			s.t.Errorf("poll: %v", err)
+			return
+		}
+		var b [8]byte
+		if n, _ := unix.Read(s.wake, b[:]); n == 8 && b[4] != 0 {
+			return
+		}
+		requests = append(requests[:0], s.release()...)
+		for again := true; again; {
+			var err error
+			requests, err = s.q.Poll(requests)
+			answered := len(requests) > 0 && !s.disk.isMute()
+			for i := len(requests) - 1; i >= 0; i-- {
+				s.answer(requests[i])
+			}
+			requests = requests[:0]
+			more, flushErr := s.q.Flush()
+			fds[0].Events = unix.POLLIN
+			if more {
+				fds[0].Events |= unix.POLLOUT
+			}
+			if errors.Is(err, io.EOF) || errors.Is(flushErr, io.EOF) {
+				return
+			}
+			if err != nil || flushErr != nil {
+				s.t.Errorf("queue: %v, %v", err, flushErr)
+				return
+			}
+			again = s.q.Stalled() && answered
+		}
+		if s.q.Stalled() {
+			fds[0].Events &^= unix.POLLIN // until a kick, or until the socket takes more answers
+		}
+	}
+}
+
+// release returns the held requests once the disk speaks again.
+func (s *server) release() []*blockdev.Request {
+	s.disk.mu.Lock()
+	defer s.disk.mu.Unlock()
+	if s.disk.mute {
+		return nil
+	}
+	held := s.held
+	s.held = nil
+	return held
+}
+
+func (s *server) answer(r *blockdev.Request) {
+	d := s.disk
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.mute {
+		s.held = append(s.held, r)
+		return
+	}
+	var errno syscall.Errno
+	switch r.Op {
+	case blockdev.OpRead, blockdev.OpWrite:
+		if r.Offset+uint64(r.Length) > uint64(len(d.mem)) {
+			errno = syscall.EIO
+		} else if r.Op == blockdev.OpRead {
+			copy(r.Data, d.mem[r.Offset:])
+		} else {
+			copy(d.mem[r.Offset:], r.Data)
+		}
+		if r.FUA {
+			d.fuas++
+		}
+	case blockdev.OpFlush:
+		d.flushes++
+	case blockdev.OpTrim, blockdev.OpWriteZeroes:
+		clear(d.mem[r.Offset : r.Offset+uint64(r.Length)])
+		d.trims++
+	}
+	s.q.Complete(r, errno)
+}
+
+func (d *disk) isMute() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.mute
+}
+
+func (d *disk) setMute(mute bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.mute = mute
+}
