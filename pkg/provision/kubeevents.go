@@ -6,10 +6,9 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/klog/v2"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/aoe-csi/aoe-csi/pkg/api/v1alpha1"
 	"github.com/aoe-csi/aoe-csi/pkg/volume"
@@ -19,12 +18,12 @@ import (
 // line: people are told less rather than volumes made later.
 const eventQueue = 256
 
-// claimTimeout is how long finding the claim of an event may take.
-const claimTimeout = 10 * time.Second
+// lookupTimeout is how long finding the objects of an event may take.
+const lookupTimeout = 10 * time.Second
 
 // KubernetesRecorder writes Kubernetes events, on the claim and on the AoEVolume.
 type KubernetesRecorder struct {
-	client kubernetes.Interface
+	client client.Client
 	events record.EventRecorder
 	queue  chan queuedEvent
 }
@@ -39,7 +38,7 @@ var _ Recorder = (*KubernetesRecorder)(nil)
 
 // NewKubernetesRecorder returns a recorder that hands its events to events; Run has to
 // run for them to arrive.
-func NewKubernetesRecorder(c kubernetes.Interface, events record.EventRecorder) *KubernetesRecorder {
+func NewKubernetesRecorder(c client.Client, events record.EventRecorder) *KubernetesRecorder {
 	return &KubernetesRecorder{client: c, events: events, queue: make(chan queuedEvent, eventQueue)}
 }
 
@@ -64,23 +63,24 @@ func (r *KubernetesRecorder) Run(ctx context.Context) {
 	}
 }
 
+// write tells the volume and its claim. kubectl describe finds events by the object's UID,
+// which the record does not have.
 func (r *KubernetesRecorder) write(ctx context.Context, e queuedEvent) {
-	r.events.Event(&corev1.ObjectReference{
-		APIVersion: v1alpha1.GroupVersion.String(), Kind: "AoEVolume", Name: objectName(e.record.Name),
-	}, string(e.kind), e.reason, e.message)
-	namespace, name, found := strings.Cut(e.record.Claim, "/")
-	if !found {
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, claimTimeout)
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
-	// kubectl describe shows events by the object's UID, which CSI does not tell.
-	claim, err := r.client.CoreV1().PersistentVolumeClaims(namespace).Get(ctx, name, metav1.GetOptions{})
-	if err != nil {
-		klog.FromContext(ctx).V(2).Info("Claim not told", "claim", e.record.Claim, "reason", e.reason, "err", err)
+	r.tell(ctx, e, &v1alpha1.AoEVolume{}, v1alpha1.GroupVersion.String(), "AoEVolume", client.ObjectKey{Name: objectName(e.record.Name)})
+	if namespace, name, found := strings.Cut(e.record.Claim, "/"); found {
+		r.tell(ctx, e, &corev1.PersistentVolumeClaim{}, "v1", "PersistentVolumeClaim", client.ObjectKey{Namespace: namespace, Name: name})
+	}
+}
+
+func (r *KubernetesRecorder) tell(ctx context.Context, e queuedEvent, obj client.Object, version, kind string, key client.ObjectKey) {
+	if err := r.client.Get(ctx, key, obj); err != nil {
+		// Gone, as a claim is when its volume is deleted: there is nobody to tell.
+		klog.FromContext(ctx).V(2).Info("Event not told", "kind", kind, "object", key.String(), "reason", e.reason, "err", err)
 		return
 	}
 	r.events.Event(&corev1.ObjectReference{
-		APIVersion: "v1", Kind: "PersistentVolumeClaim", Namespace: namespace, Name: name, UID: claim.UID,
+		APIVersion: version, Kind: kind, Namespace: key.Namespace, Name: key.Name, UID: obj.GetUID(),
 	}, string(e.kind), e.reason, e.message)
 }

@@ -1,0 +1,113 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/tools/record"
+	"k8s.io/klog/v2"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	"github.com/aoe-csi/aoe-csi/pkg/api/v1alpha1"
+	"github.com/aoe-csi/aoe-csi/pkg/provision"
+)
+
+// leaseName is the lease of the controllers' background loops.
+const leaseName = "aoe-csi-controller"
+
+// Requests to the API server, per second: a volume takes about ten, and many may come at
+// the same time.
+const (
+	apiQPS   = 100
+	apiBurst = 200
+)
+
+// clusterAccess holds the clients of one cluster.
+type clusterAccess struct {
+	config    *rest.Config
+	scheme    *runtime.Scheme
+	client    client.Client // reads from the API server, never from a cache
+	clientset kubernetes.Interface
+}
+
+func newClusterAccess(kubeconfig string) (*clusterAccess, error) {
+	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		return nil, fmt.Errorf("read cluster access %q: %w", kubeconfig, err)
+	}
+	config.QPS, config.Burst = apiQPS, apiBurst
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1alpha1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			return nil, err
+		}
+	}
+	direct, err := client.New(config, client.Options{Scheme: scheme})
+	if err != nil {
+		return nil, fmt.Errorf("read cluster access %q: %w", kubeconfig, err)
+	}
+	clientset, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("read cluster access %q: %w", kubeconfig, err)
+	}
+	return &clusterAccess{config: config, scheme: scheme, client: direct, clientset: clientset}, nil
+}
+
+// recorder returns a recorder of events that ends with ctx.
+func (c *clusterAccess) recorder(ctx context.Context, group *errgroup.Group) provision.Recorder {
+	broadcaster := record.NewBroadcaster(record.WithContext(ctx))
+	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: c.clientset.CoreV1().Events("")})
+	source := corev1.EventSource{Component: "aoe-csi-controller"}
+	recorder := provision.NewKubernetesRecorder(c.client, broadcaster.NewRecorder(c.scheme, source))
+	group.Go(func() error {
+		defer broadcaster.Shutdown()
+		recorder.Run(ctx)
+		return nil
+	})
+	return recorder
+}
+
+// background starts the loops that one controller runs at a time: the status of volumes,
+// and repairs. Losing the lease ends the process, as the loops cannot be taken back.
+func (c *clusterAccess) background(ctx context.Context, group *errgroup.Group, opt controllerOptions, service *provision.Service) error {
+	ctrl.SetLogger(klog.Background())
+	mgr, err := ctrl.NewManager(c.config, ctrl.Options{
+		Scheme:                        c.scheme,
+		Metrics:                       metricsserver.Options{BindAddress: "0"},
+		LeaderElection:                opt.leaderElection,
+		LeaderElectionID:              leaseName,
+		LeaderElectionNamespace:       opt.namespace,
+		LeaderElectionReleaseOnCancel: true,
+	})
+	if err != nil {
+		return fmt.Errorf("background loops: %w", err)
+	}
+	if err := provision.AddStatusLoop(mgr); err != nil {
+		return err
+	}
+	err = mgr.Add(manager.RunnableFunc(func(ctx context.Context) error {
+		service.RunRepair(ctx, repairRound)
+		return nil
+	}))
+	if err != nil {
+		return fmt.Errorf("background loops: %w", err)
+	}
+	group.Go(func() error {
+		if err := mgr.Start(ctx); err != nil {
+			return fmt.Errorf("background loops: %w", err)
+		}
+		return nil
+	})
+	return nil
+}
