@@ -326,7 +326,7 @@ func parseSize(s string) (uint64, error) {
 	if q.Sign() <= 0 {
 		return 0, fmt.Errorf("size %q: must be greater than 0", s)
 	}
-	if q.CmpInt64(math.MaxInt64) > 0 {
+	if q.CmpInt64(math.MaxInt64) >= 0 { // larger ones are cut to this
 		return 0, fmt.Errorf("size %q: more bytes than any disk has", s)
 	}
 	return uint64(q.Value()), nil

@@ -32,20 +32,20 @@ var (
 
 // rig is a shelf that serves the local socket.
 type rig struct {
-	t      *testing.T
+	t      testing.TB
 	shelf  *Shelf
 	config Config
 	socket string
 	stop   func()
 }
 
-func newRig(t *testing.T) *rig {
+func newRig(t testing.TB) *rig {
 	t.Helper()
 	number := uint16(testShelf)
 	return newRigAt(t, Config{Dir: t.TempDir(), Number: &number})
 }
 
-func newRigAt(t *testing.T, c Config) *rig {
+func newRigAt(t testing.TB, c Config) *rig {
 	t.Helper()
 	r := &rig{t: t, config: c, socket: filepath.Join(t.TempDir(), "s")}
 	r.start()
@@ -99,7 +99,7 @@ func (r *rig) admit(node string, macs ...aoe.MAC) {
 
 // client is an initiator made of single frames.
 type client struct {
-	t    *testing.T
+	t    testing.TB
 	mac  aoe.MAC
 	dst  aoe.MAC // the target's
 	link link.Link
@@ -118,7 +118,7 @@ func (r *rig) client(mac aoe.MAC) *client {
 }
 
 // newClient takes the link.
-func newClient(t *testing.T, l link.Link, mac, dst aoe.MAC) *client {
+func newClient(t testing.TB, l link.Link, mac, dst aoe.MAC) *client {
 	t.Helper()
 	p, err := pool.New(pool.Config{FrameSize: aoe.EthernetLen + l.MTU(), Initial: 1})
 	if err != nil {
@@ -252,7 +252,7 @@ func (c *client) flush(tag uint32) []byte {
 }
 
 // wantATA checks status and error register.
-func wantATA(t *testing.T, f aoe.Frame, status, errorRegister uint8) aoe.ATA {
+func wantATA(t testing.TB, f aoe.Frame, status, errorRegister uint8) aoe.ATA {
 	t.Helper()
 	a, err := f.ATA()
 	if err != nil {
@@ -264,12 +264,12 @@ func wantATA(t *testing.T, f aoe.Frame, status, errorRegister uint8) aoe.ATA {
 	return a
 }
 
-func wantOK(t *testing.T, f aoe.Frame) aoe.ATA {
+func wantOK(t testing.TB, f aoe.Frame) aoe.ATA {
 	t.Helper()
 	return wantATA(t, f, aoe.StatusDRDY, 0)
 }
 
-func wantError(t *testing.T, f aoe.Frame, code aoe.ErrorCode) {
+func wantError(t testing.TB, f aoe.Frame, code aoe.ErrorCode) {
 	t.Helper()
 	if !f.IsError() || f.ErrorCode() != code {
 		t.Fatalf("error %v %v, want %v", f.IsError(), f.ErrorCode(), code)

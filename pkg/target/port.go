@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 
 	"golang.org/x/sys/unix"
 
@@ -78,9 +79,17 @@ func (p *port) run() error {
 	for err == nil && p.ctx.Err() == nil {
 		var busy bool
 		busy, err = p.turn()
-		if !busy && err == nil {
-			err = p.sleep()
+		if busy || err != nil {
+			continue
 		}
+		if p.lent > 0 {
+			// A worker that needs no disk is done before a sleep and a wake-up of two threads would be.
+			runtime.Gosched()
+			if len(p.finished) > 0 {
+				continue
+			}
+		}
+		err = p.sleep()
 	}
 	for p.lent > 0 {
 		p.takeBack(<-p.finished)

@@ -28,7 +28,7 @@ var (
 )
 
 // cable puts the test's thread into a network namespace of its own, without a name, which goes with the thread.
-func cable(t *testing.T, mtu int) {
+func cable(t testing.TB, mtu int) {
 	t.Helper()
 	runtime.LockOSThread() // never unlocked: the thread ends with the test
 	ns, err := netns.New()
@@ -61,7 +61,7 @@ func cable(t *testing.T, mtu int) {
 	}
 }
 
-func interfaceOf(t *testing.T, name string) netlink.Link {
+func interfaceOf(t testing.TB, name string) netlink.Link {
 	t.Helper()
 	l, err := netlink.LinkByName(name)
 	if err != nil {
@@ -70,7 +70,7 @@ func interfaceOf(t *testing.T, name string) netlink.Link {
 	return l
 }
 
-func openPacket(t *testing.T, name string, f link.Filter) *link.Packet {
+func openPacket(t testing.TB, name string, f link.Filter) *link.Packet {
 	t.Helper()
 	l, err := link.OpenPacket(name, link.PacketConfig{Filter: f})
 	if err != nil {
@@ -98,7 +98,7 @@ func (r *rig) onWire() <-chan error {
 }
 
 // wireClient sends from "right".
-func wireClient(t *testing.T) *client {
+func wireClient(t testing.TB) *client {
 	t.Helper()
 	c := newClient(t, openPacket(t, "right", link.FilterResponses(1)), macRight, macLeft)
 	c.tag = aoe.MakeTag(1, 0, 100)
