@@ -114,15 +114,16 @@ func (s *Service) choose(ctx context.Context, p volume.Parameters, segments []st
 			return nil, refusal // no room is not what is wrong
 		}
 	}
-	what := "a shelf"
+	what, unknown := "no shelf takes", "no shelf is known"
 	if p.Shelf != nil {
-		what = fmt.Sprintf("shelf %d", *p.Shelf)
+		what = fmt.Sprintf("shelf %d does not take", *p.Shelf)
+		unknown = fmt.Sprintf("shelf %d is not known", *p.Shelf)
 	}
 	if len(v.why) == 0 {
-		return nil, fmt.Errorf("%w: %s is not known; known: %s", volume.ErrUnavailable, what, s.shelves.known())
+		return nil, fmt.Errorf("%w: %s; known: %s", volume.ErrUnavailable, unknown, s.shelves.known())
 	}
 	return nil, &noShelfError{
-		text:     fmt.Sprintf("no room for %s on %s: %s", humanSize(size), what, strings.Join(v.why, "; ")),
+		text:     fmt.Sprintf("%s %s: %s", what, humanSize(size), strings.Join(v.why, "; ")),
 		sentinel: v.sentinel(),
 	}
 }

@@ -6,10 +6,13 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
+	"time"
 
 	"google.golang.org/grpc/credentials"
+	"k8s.io/klog/v2"
 )
 
 // ShelfServerName is the name in the certificate of every shelf: shelves are reached at
@@ -62,7 +65,53 @@ func (c *reloadingCredentials) ClientHandshake(ctx context.Context, _ string, co
 	if err != nil {
 		return nil, nil, fmt.Errorf("tls: own certificate: %w", err)
 	}
-	return credentials.NewTLS(config).ClientHandshake(ctx, ShelfServerName, conn)
+	secure, info, err := credentials.NewTLS(config).ClientHandshake(ctx, ShelfServerName, conn)
+	if err != nil {
+		return nil, nil, err
+	}
+	heard, err := hear(ctx, secure)
+	if err != nil {
+		return nil, nil, errors.Join(err, conn.Close())
+	}
+	return heard, info, nil
+}
+
+// hear waits for the shelf's first byte. In TLS 1.3 a client has finished its handshake
+// before the server looks at its certificate: a refusal comes as an alert in place of the
+// first data, and would else show as a broken pipe. A gRPC server speaks first, so there
+// is always something to wait for.
+func hear(ctx context.Context, conn net.Conn) (net.Conn, error) {
+	stop := context.AfterFunc(ctx, func() {
+		// A deadline that has passed ends the Read below.
+		if err := conn.SetReadDeadline(time.Unix(1, 0)); err != nil {
+			klog.FromContext(ctx).V(4).Info("Connection is gone already", "err", err)
+		}
+	})
+	heard := &heardConn{Conn: conn}
+	_, err := io.ReadFull(conn, heard.first[:])
+	if !stop() && err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		return nil, err
+	}
+	return heard, nil
+}
+
+// heardConn is a connection whose first byte was read already.
+type heardConn struct {
+	net.Conn
+	first [1]byte
+	given bool
+}
+
+// Read implements net.Conn. There is one reader, gRPC's.
+func (c *heardConn) Read(b []byte) (int, error) {
+	if c.given || len(b) == 0 {
+		return c.Conn.Read(b)
+	}
+	c.given = true
+	return copy(b, c.first[:]), nil
 }
 
 func (c *reloadingCredentials) config() (*tls.Config, error) {
