@@ -136,7 +136,7 @@ func (a *attachment) takeDevice(ctx context.Context) error {
 		err = a.save(func(r *record) { r.Device = disk.State() })
 	}
 	if err != nil {
-		return errors.Join(err, a.letGo(disk))
+		return errors.Join(err, a.letGo(disk, errors.Is(err, blockdev.ErrNotYet)))
 	}
 	a.setStage(attached, "")
 	go a.follow() // ends with the attachment
@@ -144,17 +144,20 @@ func (a *attachment) takeDevice(ctx context.Context) error {
 	return nil
 }
 
-// letGo leaves the device to the next try. The target is let go of first: until then requests are with it, and their
-// data in the device's memory. They are not answered, since the kernel will ask again.
-func (a *attachment) letGo(disk blockdev.Device) error {
+// letGo leaves the device to the next try. The target is let go of first, unless the device never handed out a request
+// (untouched): until then requests are with it, and their data in the device's memory. They are not answered, since the kernel will
+// ask again.
+func (a *attachment) letGo(disk blockdev.Device, untouched bool) error {
 	a.mu.Lock()
 	p, dev := a.pump, a.dev
 	a.mu.Unlock()
 	if err := dev.Shard().Do(context.Background(), p.abandon); err != nil {
 		return err
 	}
-	if err := a.closeTarget(context.Background()); err != nil {
-		return err
+	if !untouched {
+		if err := a.closeTarget(context.Background()); err != nil {
+			return err
+		}
 	}
 	a.mu.Lock()
 	a.disk, a.pump = nil, nil
