@@ -11,6 +11,8 @@ import (
 // memory is one private mapping, outside the Go heap so that the collector neither scans nor moves with it.
 type memory struct {
 	bytes []byte
+	// touch: the kernel, before Linux 5.14, cannot be asked for pages; they are written to instead.
+	touch bool
 }
 
 // mapMemory sets aside address space of n bytes; pages come with populate.
@@ -19,13 +21,18 @@ func mapMemory(n int) (*memory, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("mmap", err)
 	}
-	return &memory{bytes: b}, nil
+	err = unix.Madvise(b[:1], unix.MADV_POPULATE_WRITE)
+	return &memory{bytes: b, touch: errors.Is(err, unix.EINVAL)}, nil
 }
 
 // populate puts pages behind b, a part of the mapping, or says that there are none, which a plain page fault could only
 // say with a signal.
 func (m *memory) populate(b []byte) error {
 	page := uintptr(os.Getpagesize())
+	if m.touch {
+		touch(b, int(page))
+		return nil
+	}
 	base := uintptr(unsafe.Pointer(unsafe.SliceData(m.bytes)))
 	from := (uintptr(unsafe.Pointer(unsafe.SliceData(b))) - base) / page * page
 	to := uintptr(unsafe.Pointer(unsafe.SliceData(b))) - base + uintptr(len(b))
@@ -33,10 +40,6 @@ func (m *memory) populate(b []byte) error {
 	err := unix.Madvise(m.bytes[from:to], unix.MADV_POPULATE_WRITE)
 	for err == unix.EINTR || err == unix.EAGAIN {
 		err = unix.Madvise(m.bytes[from:to], unix.MADV_POPULATE_WRITE)
-	}
-	if errors.Is(err, unix.EINVAL) { // before Linux 5.14
-		touch(b, int(page))
-		return nil
 	}
 	return err
 }
