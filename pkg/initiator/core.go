@@ -16,6 +16,8 @@ const (
 	duplicateLifetime = time.Second
 	// starvedPoll is how soon to look again for a frame that the network let go of.
 	starvedPoll = time.Millisecond
+	// stallGrace is how long no data can flow before State says so.
+	stallGrace = 500 * time.Millisecond
 )
 
 // DefaultPoolMax is the ceiling of a device's frames.
@@ -100,6 +102,8 @@ type Core struct {
 	starved  bool
 	progress time.Duration // when the target last answered a request, or waiting for it began
 	dead     bool
+	downAt   time.Duration // since when no data can flow; 0: they can
+	stalled  bool          // for long enough to say so
 
 	acked, durable uint64 // writes acknowledged; those of them known to be durable
 	lost           bool
@@ -209,7 +213,7 @@ func (c *Core) Submit(now time.Duration, r *Request) {
 	if r.Op == OpFlush {
 		r.Sectors = 0
 	}
-	r.Err, r.framed, r.left = c.refuse(r), 0, r.units()
+	r.Err, r.framed, r.left, r.held = c.refuse(r), 0, r.units(), false
 	switch {
 	case r.Err != nil, r.Op == OpFlush && !c.info().Flush:
 		c.done.push(r)
@@ -259,7 +263,25 @@ func (c *Core) Tick(now time.Duration) {
 	c.tickDead()
 	c.holds.expire(c.now)
 	c.retryHeld()
+	c.watchStall()
 	c.leave()
+}
+
+// watchStall notices that data cannot flow, but not each moment in which a path just proves itself.
+func (c *Core) watchStall() {
+	switch {
+	case !c.ready || c.flowing() && c.anyUp():
+		c.changed = c.changed || c.stalled
+		c.downAt, c.stalled = 0, false
+	case c.downAt == 0:
+		c.downAt = max(c.now, 1)
+		c.wake(c.downAt + stallGrace)
+	case c.now-c.downAt >= stallGrace:
+		c.changed = c.changed || !c.stalled
+		c.stalled = true
+	default:
+		c.wake(c.downAt + stallGrace)
+	}
 }
 
 // Next is when Tick has to be called at the latest.
@@ -310,6 +332,9 @@ func (c *Core) leave() {
 			c.account(r)
 			r.Done.Complete(r)
 		}
+	}
+	if c.changed {
+		c.watchStall()
 	}
 	c.leaving = false
 }

@@ -15,7 +15,7 @@ const (
 	rtoFirst = 250 * time.Millisecond
 	// rtoSlow is the least timeout of commands that wait for the disk.
 	rtoSlow = 500 * time.Millisecond
-	// suspectAfter is how many timeouts without an answer make a path suspect.
+	// suspectAfter is how many rounds of timeouts without an answer make a path suspect.
 	suspectAfter = 3
 	// reproveEvery is how often a path proves the volume's identity, whatever happens.
 	reproveEvery = 60 * time.Second
@@ -128,10 +128,10 @@ func (p *path) grow() {
 	}
 }
 
-// shrink halves the window once per loss event: frames sent before the last halving tell nothing new.
-func (p *path) shrink(now, sentAt time.Duration) {
+// shrink halves the window once per round of losses: frames sent before the last halving tell nothing new. It says whether it did.
+func (p *path) shrink(now, sentAt time.Duration) bool {
 	if sentAt < p.cut {
-		return
+		return false
 	}
 	p.cut = now
 	p.cwnd = max(1, p.cwnd/2)
@@ -140,6 +140,7 @@ func (p *path) shrink(now, sentAt time.Duration) {
 	if p.backoff < 8 {
 		p.backoff++
 	}
+	return true
 }
 
 // heardFrom notes a valid answer.

@@ -158,7 +158,7 @@ func TestIdentityIsProvedAgain(t *testing.T) {
 					w.t.Fatal(err)
 				}
 				w.run(time.Second)
-				if w.core.State().Phase != PhaseLive {
+				if !w.core.anyUp() {
 					return
 				}
 			}

@@ -47,7 +47,10 @@ func (c *Core) sendWaiting() bool {
 	}
 	n := part(r.Op, r.LBA+uint64(r.framed), r.Sectors-r.framed, p.limit)
 	if c.mustWait(r, r.framed, n) {
-		c.stats.Held++
+		if !r.held {
+			r.held = true
+			c.stats.Held++
+		}
 		c.held.push(c.waiting.pop())
 		return true
 	}
@@ -233,8 +236,7 @@ func (c *Core) timeout(e *entry) {
 	p := e.path
 	if e.slow() {
 		c.prove(p) // the disk may be busy; whether the path is alive is another question
-	} else {
-		p.shrink(c.now, e.sentAt)
+	} else if p.shrink(c.now, e.sentAt) {
 		p.timeouts++
 		if p.timeouts >= suspectAfter {
 			c.verify(p, true)

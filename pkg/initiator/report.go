@@ -42,7 +42,7 @@ func (c *Core) phase() (Phase, error) {
 		return PhaseFailed, c.session.refused
 	case c.dead:
 		return PhaseFailed, ErrDead
-	case !c.flowing() || !c.anyUp():
+	case c.stalled:
 		return PhaseStalled, c.silence()
 	}
 	return PhaseLive, nil

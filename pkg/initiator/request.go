@@ -52,6 +52,7 @@ type Request struct {
 
 	framed uint32 // sectors that have been put into frames, from the start on
 	left   uint32 // sectors not yet answered (a flush counts 1)
+	held   bool   // has waited behind a late copy
 	next   *Request
 }
 
