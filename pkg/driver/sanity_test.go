@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/kubernetes-csi/csi-test/v5/pkg/sanity"
+	"github.com/onsi/ginkgo/v2"
+	"github.com/onsi/gomega"
 )
 
 // TestSanity runs csi-sanity against the services over fakes in memory: the checks of requests, codes and idempotency. The same
@@ -27,11 +29,16 @@ func TestSanity(t *testing.T) {
 			t.Errorf("serve: %v", err)
 		}
 	}()
-	config := sanity.NewTestConfig()
-	config.Address = "unix:" + socket
-	config.TargetPath = filepath.Join(dir, "target")
-	config.StagingPath = filepath.Join(dir, "staging")
-	config.TestVolumeSize = 1 << 30
-	config.IdempotentCount = 3
-	sanity.Test(t, config)
+	for _, access := range []string{"mount", "block"} {
+		config := sanity.NewTestConfig()
+		config.Address = "unix:" + socket
+		config.TargetPath = filepath.Join(dir, access+"-target")
+		config.StagingPath = filepath.Join(dir, access+"-staging")
+		config.TestVolumeSize = 1 << 30
+		config.TestVolumeAccessType = access
+		config.IdempotentCount = 3
+		defer sanity.GinkgoTest(&config).Finalize()
+	}
+	gomega.RegisterFailHandler(ginkgo.Fail)
+	ginkgo.RunSpecs(t, "csi-sanity")
 }
