@@ -47,6 +47,9 @@ run_in_vm() {
     # The pipe's status is the test's; the log on the share is what the counters read.
     printf ' 2>&1 | tee /results/test.log; exit ${PIPESTATUS[0]}\n'
   } >"$bin/script"
+  # One guest at a time: emulated ones side by side make each other miss their deadlines.
+  exec {lock}>"$CACHE/vm/test.lock"
+  flock -n "$lock" || { say "vm-test $name: waiting for another VM test"; flock "$lock"; }
   say "vm-test $name: booting"
   RESULTS=$results TIMEOUT=$TIMEOUT "$ROOT/hack/vm.sh" run "$bin/script"
 }

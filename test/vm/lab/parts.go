@@ -11,6 +11,10 @@ import (
 	"time"
 )
 
+// startPatience is how long a process may take to answer: an emulated CPU takes seconds for what takes a real one
+// milliseconds.
+const startPatience = time.Minute
+
 // Target is an aoe-csi target on a host.
 type Target struct {
 	*Host
@@ -31,11 +35,11 @@ func (t *Target) StartAgain() {
 	t.l.t.Helper()
 	t.proc = t.Start(Binary(), "target", "--shelf", fmt.Sprint(t.Shelf), "--interface", t.If,
 		"--dir", filepath.Join(t.Dir, "luns"), "--run-dir", t.Dir)
-	t.l.Eventually(20*time.Second, "target's API", func() error {
+	t.l.Eventually(startPatience, "target's API", func() error {
 		if !t.proc.Running() {
 			return fmt.Errorf("target ended: %s", tail(t.proc.out.String(), 2000))
 		}
-		out, err := t.Lun(5*time.Second, "list")
+		out, err := t.Lun(startPatience/2, "list")
 		if err != nil {
 			return fmt.Errorf("%w: %s", err, out)
 		}
@@ -57,7 +61,7 @@ func (t *Target) Lun(d time.Duration, args ...string) (string, error) {
 // MustLun is Lun for calls that must succeed.
 func (t *Target) MustLun(args ...string) string {
 	t.l.t.Helper()
-	out, err := t.Lun(30*time.Second, args...)
+	out, err := t.Lun(startPatience, args...)
 	if err != nil {
 		t.l.t.Fatalf("lun %v: %v\n%s", args, err, out)
 	}
@@ -86,11 +90,11 @@ func (i *Initiator) StartAgain() {
 	i.l.t.Helper()
 	i.proc = i.Start(Binary(), "initiator", "--interface", i.If, "--socket", i.Socket(),
 		"--run-dir", i.Dir, "--state-dir", filepath.Join(i.Dir, "state"))
-	i.l.Eventually(20*time.Second, "initiator's API", func() error {
+	i.l.Eventually(startPatience, "initiator's API", func() error {
 		if !i.proc.Running() {
 			return fmt.Errorf("initiator ended: %s", tail(i.proc.out.String(), 2000))
 		}
-		out, err := i.CLI(5*time.Second, "stat")
+		out, err := i.CLI(startPatience/2, "stat")
 		if err != nil {
 			return fmt.Errorf("%w: %s", err, out)
 		}
