@@ -71,6 +71,20 @@ func FilterRequests(shelf uint16) Filter {
 	)
 }
 
+// on puts in front that the interface itself must have received the frame. Without it a socket also gets what the kernel
+// has already handed up to a VLAN or macvlan interface on top: that VLAN's frames, their tag gone, and other stations'.
+func (f Filter) on(ifindex int32) Filter {
+	head, err := bpf.Assemble([]bpf.Instruction{
+		bpf.LoadExtension{Num: bpf.ExtInterfaceIndex},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: uint32(ifindex), SkipTrue: 1},
+		bpf.RetConstant{Val: 0},
+	})
+	if err != nil {
+		panic("link: " + err.Error()) // the program depends on constants only
+	}
+	return append(head, f...)
+}
+
 // compile puts in front what holds for every link: long enough, AoE, to this host or to all, and of this interface's VLAN. (The
 // kernel hands frames of unknown VLANs to sockets on the base interface, with the tag cut out.)
 func compile(conditions ...condition) Filter {

@@ -37,9 +37,10 @@ type PacketStats struct {
 	Truncated uint64
 }
 
-// Packet is a Link over AF_PACKET on one interface. It copies: frames are free again when Send returns. Needs CAP_NET_RAW.
+// Packet is a Link over AF_PACKET on one interface: of a bond or a bridge the master, not a port, which receives nothing. It copies: frames are free again when Send returns. Needs CAP_NET_RAW.
 type Packet struct {
 	name    string
+	filter  Filter
 	fd      int
 	ifindex int32
 	mac     [6]byte
@@ -61,7 +62,7 @@ func OpenPacket(ifname string, c PacketConfig) (*Packet, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open packet link %s: %w", ifname, os.NewSyscallError("socket", err))
 	}
-	l := &Packet{name: ifname, fd: fd, out: newSender(packetBatch, true)}
+	l := &Packet{name: ifname, filter: c.Filter, fd: fd, out: newSender(packetBatch, true)}
 	if err := l.configure(c); err != nil {
 		return nil, errors.Join(fmt.Errorf("open packet link %s: %w", ifname, err), l.Close())
 	}
@@ -81,7 +82,7 @@ func (l *Packet) configure(c PacketConfig) error {
 	if err := unix.SetsockoptInt(l.fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1); err != nil {
 		return fmt.Errorf("ignore outgoing frames: %w", os.NewSyscallError("setsockopt", err))
 	}
-	return attachFilter(l.fd, c.Filter)
+	return nil
 }
 
 // setBuffers sizes both queues of a socket: past the system's limit if it may (CAP_NET_ADMIN), else up to it.
@@ -117,11 +118,9 @@ func (l *Packet) Refresh() error {
 		return fmt.Errorf("refresh %s: %w", l.name, err)
 	}
 	if now.index != l.ifindex {
-		addr := &unix.SockaddrLinklayer{Protocol: htons(etherType), Ifindex: int(now.index)}
-		if err := unix.Bind(l.fd, addr); err != nil {
-			return fmt.Errorf("refresh %s: %w", l.name, os.NewSyscallError("bind", err))
+		if err := l.bind(now.index); err != nil {
+			return fmt.Errorf("refresh %s: %w", l.name, err)
 		}
-		l.ifindex = now.index
 	}
 	l.mac = now.mac
 	if l.in == nil || now.mtu != l.mtu {
@@ -140,6 +139,19 @@ func (l *Packet) Refresh() error {
 	if !now.up {
 		return fmt.Errorf("refresh %s: %w", l.name, ErrDown)
 	}
+	return nil
+}
+
+// bind moves the socket to an interface, with the filter in force before the first frame.
+func (l *Packet) bind(ifindex int32) error {
+	if err := attachFilter(l.fd, l.filter.on(ifindex)); err != nil {
+		return err
+	}
+	addr := &unix.SockaddrLinklayer{Protocol: htons(etherType), Ifindex: int(ifindex)}
+	if err := unix.Bind(l.fd, addr); err != nil {
+		return os.NewSyscallError("bind", err)
+	}
+	l.ifindex = ifindex
 	return nil
 }
 
