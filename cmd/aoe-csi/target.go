@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/credentials"
 	"k8s.io/klog/v2"
 
@@ -35,6 +36,7 @@ type targetOptions struct {
 	segment    string
 	listen     string
 	tls        shelf.TLSFiles
+	lockMemory bool
 }
 
 func newTargetCommand() *cobra.Command {
@@ -63,6 +65,7 @@ unix socket, until it gets SIGTERM. LUNs are made and removed through the shelf 
 	flags.StringVar(&opt.tls.Cert, "tls-cert", "", "the shelf's certificate, PEM; read again at every connection")
 	flags.StringVar(&opt.tls.Key, "tls-key", "", "its private key, PEM")
 	flags.StringVar(&opt.tls.CA, "tls-ca", "", "certificate of the authority whose clients are let in, PEM")
+	flags.BoolVar(&opt.lockMemory, "lock-memory", true, "stay in memory and serve this host's own write-back, even when memory is short")
 	addVerbosity(cmd)
 	cmd.MarkFlagsMutuallyExclusive("shelf", "shelf-from-node")
 	cmd.MarkFlagsRequiredTogether("listen", "tls-cert", "tls-key", "tls-ca")
@@ -95,6 +98,9 @@ func runTarget(ctx context.Context, opt targetOptions) (err error) {
 	if err := os.MkdirAll(opt.runDir, 0o755); err != nil {
 		return fmt.Errorf("make run directory: %w", err)
 	}
+	if opt.lockMemory {
+		keepInMemory()
+	}
 	s, err := target.Open(target.Config{Dir: opt.dir, Number: number})
 	if err != nil {
 		return err
@@ -104,6 +110,18 @@ func runTarget(ctx context.Context, opt targetOptions) (err error) {
 		return err
 	}
 	return serveTarget(ctx, s, opt, creds)
+}
+
+// keepInMemory readies the process for a host that uses its own volumes: what frees memory there may have to go through
+// this process first.
+func keepInMemory() {
+	becomeFlusher()
+	if err := unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT); err != nil {
+		klog.InfoS("Memory is not locked: the target may wait for its own pages to be read (needs CAP_IPC_LOCK)", "err", err)
+	}
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0); err != nil {
+		klog.InfoS("The target can be killed when memory runs out (needs CAP_SYS_RESOURCE)", "err", err)
+	}
 }
 
 // number is the shelf's, nil for the one that the directory has.

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
-	"path/filepath"
 	"strconv"
 	"time"
 
@@ -86,9 +84,7 @@ func servedInterfaces(names []string) ([]string, error) {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
 	for _, i := range all {
-		// Only hardware, virtual machines' included, has a device; bridges, bonds, VLANs and tunnels are named or not served.
-		_, err := os.Stat(filepath.Join("/sys/class/net", i.Name, "device"))
-		if err == nil && i.Flags&net.FlagUp != 0 && len(i.HardwareAddr) == len(aoe.MAC{}) {
+		if i.Flags&net.FlagUp != 0 && len(i.HardwareAddr) == len(aoe.MAC{}) && isCard(i.Name) {
 			names = append(names, i.Name)
 		}
 	}

@@ -57,7 +57,7 @@ func TestTargetRefuses(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			root := newRootCommand()
 			dir := t.TempDir()
-			root.SetArgs(append([]string{"target", "--dir", dir + "/d", "--run-dir", dir}, test.args...))
+			root.SetArgs(append([]string{"target", "--lock-memory=false", "--dir", dir + "/d", "--run-dir", dir}, test.args...))
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 			defer cancel()
 			if err := root.ExecuteContext(ctx); err == nil || !strings.Contains(err.Error(), test.want) {
@@ -76,7 +76,7 @@ func TestTargetLocksItsDirectory(t *testing.T) {
 	lock := holdLock(t, filepath.Join(dir, "lock"))
 	defer func() { _ = lock.Close() }()
 	root := newRootCommand()
-	root.SetArgs([]string{"target", "--shelf", "7", "--dir", dir, "--run-dir", t.TempDir(), "--interface", "lo"})
+	root.SetArgs([]string{"target", "--lock-memory=false", "--shelf", "7", "--dir", dir, "--run-dir", t.TempDir(), "--interface", "lo"})
 	if err := root.ExecuteContext(t.Context()); err == nil || !strings.Contains(err.Error(), "another process") {
 		t.Fatal(err)
 	}
