@@ -78,7 +78,7 @@ type Shard struct {
 // watch is a watched descriptor.
 type watch struct {
 	handler Handler
-	writes  bool
+	events  uint32
 }
 
 // NewShard starts the loop. Close ends it.
@@ -249,19 +249,26 @@ func (s *Shard) Watch(fd int, h Handler) error {
 }
 
 // WatchWrites says whether the handler is called while the descriptor is writable, too; on the shard's thread.
-func (s *Shard) WatchWrites(fd int, on bool) error {
+func (s *Shard) WatchWrites(fd int, on bool) error { return s.rewatch(fd, unix.EPOLLOUT, on) }
+
+// WatchReads says whether the handler is called while the descriptor is readable, as it is at first; on the shard's thread. A handler that
+// cannot read for now saves the loop from calling it all the time.
+func (s *Shard) WatchReads(fd int, on bool) error { return s.rewatch(fd, unix.EPOLLIN, on) }
+
+// rewatch adds an event to those watched or takes it away.
+func (s *Shard) rewatch(fd int, event uint32, on bool) error {
 	w, ok := s.watched[int32(fd)]
-	if !ok || w.writes == on {
-		return nil
-	}
-	events := uint32(unix.EPOLLIN)
+	events := w.events &^ event
 	if on {
-		events |= unix.EPOLLOUT
+		events |= event
+	}
+	if !ok || events == w.events {
+		return nil
 	}
 	if err := s.control(unix.EPOLL_CTL_MOD, fd, events); err != nil {
 		return fmt.Errorf("watch %d: %w", fd, err)
 	}
-	w.writes = on
+	w.events = events
 	s.watched[int32(fd)] = w
 	return nil
 }
@@ -286,7 +293,7 @@ func (s *Shard) addWatch(fd int, h Handler) error {
 	if err := s.control(unix.EPOLL_CTL_ADD, fd, unix.EPOLLIN); err != nil {
 		return fmt.Errorf("watch %d: %w", fd, err)
 	}
-	s.watched[int32(fd)] = watch{handler: h}
+	s.watched[int32(fd)] = watch{handler: h, events: unix.EPOLLIN}
 	return nil
 }
 

@@ -419,10 +419,24 @@ func TestWatch(t *testing.T) {
 	if h.ready.Load() != 1 || h.sleeps.Load() == 0 {
 		t.Errorf("ready %d, before sleep %d", h.ready.Load(), h.sleeps.Load())
 	}
-	onShard(func() { err = shard.WatchWrites(fd, true) }) // an eventfd is always writable
-	onShard(func() {})
+	onShard(func() { err = shard.WatchReads(fd, false) })
 	if err != nil {
 		t.Error(err)
+	}
+	if _, err := unix.Write(fd, []byte{1, 0, 0, 0, 0, 0, 0, 0}); err != nil {
+		t.Fatal(err)
+	}
+	onShard(func() {})
+	onShard(func() {})
+	if h.ready.Load() != 1 {
+		t.Error("called for reading while that was off")
+	}
+	onShard(func() { err = shard.WatchWrites(fd, true) }) // an eventfd is always writable
+	for deadline := time.Now().Add(5 * time.Second); h.ready.Load() == 1 && time.Now().Before(deadline); {
+		runtime.Gosched()
+	}
+	if err != nil || h.ready.Load() == 1 {
+		t.Errorf("not called for writing: %v", err)
 	}
 	onShard(func() { shard.Unwatch(fd); shard.Unwatch(fd) })
 	sleeps := h.sleeps.Load()
