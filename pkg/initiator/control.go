@@ -181,15 +181,19 @@ func (c *Core) controlTimeout(p *path) {
 		c.sizeLost(p)
 	case p.phase == pathUp && k.kind == controlIdentify && k.tries >= suspectAfter:
 		c.verify(p, true)
-	case p.proven == 0 && k.tries >= forgetAfter:
+	case p.proven == 0 && k.tries >= forgetAfter, c.now-p.heard > forgetSilent && c.anyUp():
 		c.dropPath(p)
 	default:
 		c.sendControl(k)
 	}
 }
 
-// forgetAfter is how many tries a path has that never proved anything.
-const forgetAfter = 20
+const (
+	// forgetAfter is how many tries a path has that never proved anything.
+	forgetAfter = 20
+	// forgetSilent is when a path that does not answer any more is forgotten, if there is another; a query finds it again.
+	forgetSilent = 5 * time.Minute
+)
 
 // verify stops data on a path until it has proved the identity again, and with size that full frames get through.
 func (c *Core) verify(p *path, size bool) {

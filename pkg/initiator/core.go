@@ -155,17 +155,18 @@ func (c *Core) SetLink(now time.Duration, id LinkID, info LinkInfo) {
 		c.links = append(c.links, coreLink{})
 	}
 	known := c.links[id].present
+	moved := known && c.links[id].MAC != info.MAC // answers to frames with the old address come to nobody
 	c.links[id] = coreLink{LinkInfo: info, present: true}
 	for i := range c.paths {
 		p := &c.paths[i]
 		switch {
+		case p.used && (p.link == id && moved || !c.usable(p.link)):
+			c.dropPath(p)
 		case p.used && p.link == id:
 			c.resize(p)
-		case p.used && !c.usable(p.link):
-			c.dropPath(p)
 		}
 	}
-	if !known {
+	if !known || moved {
 		c.query.interval = queryFirst
 		c.query.at = now
 		c.wake(now)

@@ -3,7 +3,7 @@ package initiator
 import "time"
 
 // maxHolds is how many ranges are told apart; beyond it every write is held back.
-const maxHolds = 64
+const maxHolds = 512
 
 type hold struct {
 	lba, end uint64

@@ -109,6 +109,9 @@ func (c *Core) adopt(p *path, id aoe.Identify) bool {
 	return true
 }
 
+// poolMemory bounds in bytes what a device's pool begins with, which matters where frames are long: on the local socket.
+const poolMemory = 2 << 20
+
 // makePool allocates the data frames: as many as the target can hold, as long as the longest frame on any of the links.
 func (c *Core) makePool(p *path) bool {
 	sectors := 2
@@ -117,16 +120,15 @@ func (c *Core) makePool(p *path) bool {
 			sectors = max(sectors, aoe.MaxSectors(c.links[i].MTU))
 		}
 	}
-	window := p.ceiling()
-	data, err := pool.New(pool.Config{
-		FrameSize: aoe.ATALen + sectors*aoe.SectorSize, Initial: window, Max: c.cfg.PoolMax, Reserve: window,
-	})
+	size := aoe.ATALen + sectors*aoe.SectorSize
+	window := min(p.ceiling(), poolMemory/size)
+	data, err := pool.New(pool.Config{FrameSize: size, Initial: window, Max: c.cfg.PoolMax, Reserve: window})
 	if err != nil {
 		c.refuseAttach(err)
 		c.dropPath(p) // the next query finds it again; memory may have come back
 		return false
 	}
-	c.data, c.frameSize = data, aoe.ATALen+sectors*aoe.SectorSize
+	c.data, c.frameSize = data, size
 	return true
 }
 

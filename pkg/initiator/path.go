@@ -171,7 +171,7 @@ func (c *Core) addPath(link LinkID, mac aoe.MAC) *path {
 			victim = p
 			break
 		}
-		if p.phase == pathBad || (victim == nil && p.proven == 0) {
+		if c.useless(p) && (victim == nil || p.heard < victim.heard) {
 			victim = p
 		}
 	}
@@ -181,6 +181,11 @@ func (c *Core) addPath(link LinkID, mac aoe.MAC) *path {
 	c.dropPath(victim)
 	*victim = path{used: true, link: link, mac: mac, heard: c.now}
 	return victim
+}
+
+// useless says whether a path may make room for another: it leads elsewhere, never proved anything, or has been silent for long.
+func (c *Core) useless(p *path) bool {
+	return p.phase == pathBad || p.proven == 0 || p.phase == pathIdentifying && c.now-p.heard > reproveEvery
 }
 
 // dropPath forgets a path; its frames wait for another one.

@@ -269,3 +269,60 @@ func TestTimeouts(t *testing.T) {
 		t.Errorf("backed off %v", p.rto())
 	}
 }
+
+// TestChangedMAC: what was sent from the old address is sent again from the new one.
+func TestChangedMAC(t *testing.T) {
+	w := newWorld(t, 10, lan, nil)
+	w.attach()
+	kept := w.keepWrites(0)
+	var c waiter
+	data := pattern(1, 40)
+	r := Request{Op: OpWrite, Sectors: 40, Data: data, Done: &c}
+	w.core.Submit(w.now, &r)
+	w.transmit()
+	if len(*kept) == 0 {
+		t.Fatal("nothing was sent")
+	}
+	w.net.SetTap(nil)
+	l := w.net.Link(ourMAC2)
+	if err := w.links[0].Close(); err != nil {
+		t.Fatal(err)
+	}
+	w.links[0] = l
+	w.core.SetLink(w.now, 0, LinkInfo{Name: l.Name(), MAC: ourMAC2, MTU: l.MTU()})
+	if !w.until(5*time.Second, func() bool { return c.done == 1 }) || r.Err != nil || !bytes.HasPrefix(w.target.disk, data) {
+		t.Errorf("done %d, %v", c.done, r.Err)
+	}
+}
+
+// TestManyAddresses: a flood of forged answers, and a target that comes back with a new MAC each time.
+func TestManyAddresses(t *testing.T) {
+	w := newWorld(t, 11, lan, func(c *CoreConfig) { c.Generation = "" })
+	w.target.asVblade()
+	w.attach()
+	b := make([]byte, aoe.MinFrameLen)
+	for i := range 1000 {
+		h := aoe.Header{Dst: aoe.Broadcast, Src: aoe.MAC{2, 1, 0, 0, byte(i >> 8), byte(i)}, Response: true, Addr: testAddr}
+		aoe.PutConfig(b, &h, &aoe.ConfigFields{BufferCount: 16})
+		w.core.Receive(w.now, 0, b)
+		w.transmit()
+	}
+	if err := w.write(0, pattern(1, 8)); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 40 {
+		old := w.target.mac
+		w.target.mac = aoe.MAC{2, 2, 0, 0, 0, byte(i)}
+		if err := w.target.link.Close(); err != nil {
+			t.Fatal(err)
+		}
+		w.target.link = w.net.Link(w.target.mac)
+		w.run(70 * time.Second)
+		if err := w.write(0, pattern(byte(i), 8)); err != nil {
+			t.Fatalf("after the move from %s: %v", old, err)
+		}
+	}
+	if n := len(w.core.Paths(nil)); n > 8 {
+		t.Errorf("%d paths are remembered", n)
+	}
+}
