@@ -74,6 +74,9 @@ func (s *Shelf) Create(ctx context.Context, r CreateRequest) (LUN, error) {
 	addr := aoe.Addr{Shelf: s.number, Slot: r.Slot}
 	s.admin.Lock()
 	defer s.admin.Unlock()
+	if err := ctx.Err(); err != nil { // the caller left while others were served
+		return LUN{}, fmt.Errorf("create LUN %s: %w", addr, err)
+	}
 	l, err := s.existing(r)
 	if err != nil {
 		return LUN{}, fmt.Errorf("create LUN %s: %w", addr, err)

@@ -240,3 +240,40 @@ func TestOpenWaitsForOlderWrites(t *testing.T) {
 	}
 	wantOK(t, a.call(a.write(tag(next, 1), 0, block(2, 1))))
 }
+
+// A queued write whose address was taken off meanwhile is not lost for its session: a copy from another address is executed.
+func TestDroppedWriteCanBeSentAgain(t *testing.T) {
+	r, disk, _ := newDiskRig(t, ManagedAccess)
+	r.admit("node-a", macA, macB)
+	a, b := r.client(macA), r.client(macB)
+	epoch := a.session(uuidA, 1)
+	release := disk.block()
+	defer release()
+	for i := range uint32(lunWorkers) {
+		a.send(a.write(tag(epoch, i), uint64(i), block(1, 1)))
+	}
+	for range lunWorkers {
+		<-disk.entered
+	}
+	b.silent(b.write(tag(epoch, 100), 50, block(5, 1)))
+	admitted := make(chan struct{})
+	go func() {
+		defer close(admitted)
+		r.admit("node-a", macA)
+	}()
+	l := r.shelf.at(3)
+	for off := false; !off; {
+		l.mu.Lock()
+		off = l.node(macB) == ""
+		l.mu.Unlock()
+	}
+	release()
+	<-admitted
+	for range lunWorkers {
+		wantOK(t, a.next())
+	}
+	wantOK(t, a.call(a.write(tag(epoch, 100), 50, block(5, 1))))
+	if n := disk.writes.Load(); n != lunWorkers+1 {
+		t.Fatalf("%d writes executed", n)
+	}
+}

@@ -51,19 +51,27 @@ func (l *lun) work(i int, queue <-chan *job) {
 func (l *lun) begin(i int, j *job) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if j.rules != l.rules {
-		if !l.visible(j.src) {
-			return false
+	if j.rules != l.rules && !l.stillMayRun(j) {
+		if j.tracked {
+			j.session.window.set(j.counter, unseen) // a copy from an address that may is executed
 		}
-		if code := l.mayRun(j.src, j.session); code != aoe.NoError {
-			j.refuse(code)
-			return false
-		}
-		j.rules = l.rules
+		return false
 	}
-	j.sectors = l.sectors
+	j.rules, j.sectors = l.rules, l.sectors
 	l.ticks[i]++
 	return true
+}
+
+// stillMayRun judges a queued job by the rules of now. One that may not has its answer, if its sender gets any. The caller holds mu.
+func (l *lun) stillMayRun(j *job) bool {
+	if !l.visible(j.src) {
+		return false
+	}
+	code := l.mayRun(j.src, j.session)
+	if code != aoe.NoError {
+		j.refuse(code)
+	}
+	return code == aoe.NoError
 }
 
 // done records the outcome and tells who waits for older jobs.
