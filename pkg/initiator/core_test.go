@@ -159,7 +159,7 @@ func TestAttachRefused(t *testing.T) {
 			if w.until(5*time.Second, w.core.Ready) {
 				t.Fatal("attached")
 			}
-			if err, _ := w.core.Refusal(); !errors.Is(err, tc.want) {
+			if _, err := w.core.Refusal(); !errors.Is(err, tc.want) {
 				t.Errorf("refusal %v, want %v", err, tc.want)
 			}
 			if w.target.seenFrames > 200 {

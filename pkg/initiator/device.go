@@ -206,7 +206,7 @@ func (d *Device) awaitReady(ctx context.Context) error {
 		err := d.shard.Do(ctx, func() {
 			ready = d.core.Ready()
 			var since time.Duration
-			refusal, since = d.core.Refusal()
+			since, refusal = d.core.Refusal()
 			if refusal != nil && d.shard.now()-since < refusalGrace {
 				refusal = nil
 			}
@@ -236,7 +236,7 @@ func (d *Device) gaveUp(ctx context.Context) error {
 	refusal := error(nil)
 	identified := false
 	if err := d.shard.Do(context.Background(), func() {
-		refusal, _ = d.core.Refusal()
+		_, refusal = d.core.Refusal()
 		identified = d.core.identity.known
 	}); err != nil {
 		return err

@@ -1,6 +1,7 @@
 package initiator
 
 import (
+	"errors"
 	"strings"
 
 	"github.com/aoe-csi/aoe-csi/pkg/aoe"
@@ -177,9 +178,9 @@ func (f *flushSupport) ask(command aoe.ATACommand) {
 // Complete implements Completer for the question. Any outcome but "unsupported" means that there is such a command.
 func (f *flushSupport) Complete(r *Request) {
 	switch {
-	case r.Err == ErrUnsupported && f.command == aoe.ATAFlushExt:
+	case errors.Is(r.Err, ErrUnsupported) && f.command == aoe.ATAFlushExt:
 		f.ask(aoe.ATAFlush)
-	case r.Err == ErrUnsupported:
+	case errors.Is(r.Err, ErrUnsupported):
 		f.core.flushLearnt(0)
 	case r.Err == nil || f.core.lost:
 		f.core.flushLearnt(f.command)

@@ -13,7 +13,7 @@ func (c *Core) Info() Info {
 func (c *Core) Ready() bool { return c.ready }
 
 // Refusal is why an attachment does not come about, and since when; nil if nobody has refused.
-func (c *Core) Refusal() (error, time.Duration) { return c.refusal, c.refusedAt }
+func (c *Core) Refusal() (since time.Duration, why error) { return c.refusedAt, c.refusal }
 
 // Changed says whether State, Info or Paths changed noticeably since the last call.
 func (c *Core) Changed() bool {

@@ -132,7 +132,7 @@ func (w *world) run(span time.Duration) { w.until(span, func() bool { return fal
 func (w *world) attach() {
 	w.t.Helper()
 	if !w.until(10*time.Second, w.core.Ready) {
-		err, _ := w.core.Refusal()
+		_, err := w.core.Refusal()
 		w.t.Fatalf("not ready after 10 s: refusal %v, state %+v, paths %+v", err, w.core.State(), w.core.Paths(nil))
 	}
 }
