@@ -12,7 +12,7 @@ help: ## this list
 
 ##@ Build
 build: ## the binary, bin/aoe-csi
-	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/aoe-csi ./cmd/aoe-csi
+	CGO_ENABLED=0 go build -ldflags '-s -w -X main.version=$(VERSION)' -o bin/aoe-csi ./cmd/aoe-csi
 
 image: ## container images as archives, without an engine or a registry
 	hack/images.sh build

@@ -3,7 +3,7 @@
 #
 # Installs what it needs, builds, boots a cluster of two nodes, installs the chart, writes 64 MiB in a pod on node2, deletes the
 # pod, and compares checksums in a second pod on node1, which is the storage host itself. Ends with one line and leaves
-# nothing running, unless KEEP=1.
+# nothing running, unless KEEP=1, which also uses a cluster that an earlier KEEP=1 left (with the images of then).
 set -euo pipefail
 source "$(dirname "$0")/lib/common.sh"
 cd "$ROOT"
@@ -78,16 +78,27 @@ start() {
   "$ROOT/hack/deps.sh"
   "$ROOT/hack/binaries.sh" build
   "$ROOT/hack/images.sh" build
+  if [ -n "${KEEP:-}" ] && "$CLUSTER" status >/dev/null 2>&1; then
+    step "using the cluster that is up"
+    UP=1
+    k delete pod writer reader --ignore-not-found
+    k delete pvc data --ignore-not-found
+    return
+  fi
   step "booting a Kubernetes with two nodes"
   CLUSTER_WAIT=${CLUSTER_WAIT:-600} "$CLUSTER" up
   UP=1
 }
 
 install_driver() {
-  step "installing the chart; node1 becomes shelf 7"
-  k label node node1 aoe-csi.io/shelf=7
-  "$CLUSTER" helm install aoe-csi "$ROOT/charts/aoe-csi" -n aoe-csi --create-namespace --set 'storageInterface={eth1}'
+  step "installing the chart"
+  "$CLUSTER" helm upgrade --install aoe-csi "$ROOT/charts/aoe-csi" -n aoe-csi --create-namespace --set 'storageInterface={eth1}'
   k -n aoe-csi rollout status deployment/aoe-csi-controller --timeout=180s
+  step "making node1 shelf 7"
+  # After the controller has made the certificates: a pod that misses its Secret is retried ever more slowly.
+  k -n aoe-csi wait --for=create secret/aoe-csi-shelf-tls --timeout=60s
+  k label --overwrite node node1 aoe-csi.io/shelf=7
+  k -n aoe-csi wait daemonset/aoe-csi-target --for=jsonpath='{.status.numberReady}'=1 --timeout=120s
   k -n aoe-csi wait --for=condition=Ready pod --all --timeout=180s
   local node
   for node in node1 node2; do

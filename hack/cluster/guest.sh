@@ -31,6 +31,8 @@ for chain in PREROUTING OUTPUT; do
   iptables -t nat -A $chain -d $API_SERVICE -p tcp --dport 443 -j DNAT --to-destination $API_ADDRESS:$API_PORT
 done
 iptables -t nat -A POSTROUTING -s "$(node_pods "$n")" ! -d 10.88.0.0/16 -j MASQUERADE
+# There is no DNS: a lookup fails at once instead of after its timeout.
+ip route add unreachable $CLUSTER_DNS
 
 # A root shell for the harness, on a network that nothing but this cluster is on.
 socat -t 3600 "TCP-LISTEN:$SHELL_PORT,bind=$(node_address "$n"),reuseaddr,fork" EXEC:/bin/bash,stderr >/dev/null 2>&1 &
@@ -50,7 +52,7 @@ version = 2
     bin_dir = "/usr/lib/cni"
     conf_dir = "/etc/cni/net.d"
 X
-cat >/etc/kubernetes/kubelet.yaml <<'X'
+cat >/etc/kubernetes/kubelet.yaml <<X
 apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 authentication: {anonymous: {enabled: true}, webhook: {enabled: false}}
@@ -60,6 +62,7 @@ failSwapOn: false
 containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
 enforceNodeAllocatable: []
 resolvConf: ""
+clusterDNS: [$CLUSTER_DNS]
 imageGCHighThresholdPercent: 100
 evictionHard: {memory.available: 50Mi}
 X

@@ -44,5 +44,5 @@ stop_pid() {
 
 # static_go_build DIR OUT PACKAGE [LDFLAGS]: a static, stripped binary, built in the module at DIR with its committed go.sum.
 static_go_build() {
-  (cd "$1" && CGO_ENABLED=0 go build -mod=readonly -trimpath -ldflags "-s -w ${4:-}" -o "$2.tmp" "$3" && mv "$2.tmp" "$2")
+  (cd "$1" && CGO_ENABLED=0 go build -mod=readonly -ldflags "-s -w ${4:-}" -o "$2.tmp" "$3" && mv "$2.tmp" "$2")
 }
