@@ -3,8 +3,10 @@ package provision_test
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"testing"
 
@@ -13,6 +15,22 @@ import (
 	"github.com/aoe-csi/aoe-csi/pkg/provision"
 	"github.com/aoe-csi/aoe-csi/pkg/volume"
 )
+
+// checks is how many sequences of calls are tried on each kind of store, unless
+// -rapid.checks says otherwise; more of them is for long runs.
+const checks = "25"
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	given := false
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "rapid.checks" })
+	if !given {
+		if err := flag.Set("rapid.checks", checks); err != nil {
+			panic(err)
+		}
+	}
+	os.Exit(m.Run())
+}
 
 // TestRandomCalls makes random calls while steps fail at random, processes restart and
 // shelves go away, and checks that no volume is ever served to two nodes, that a success

@@ -258,3 +258,37 @@ func TestTwoCallsForOneVolume(t *testing.T) {
 	}
 	w.wantAdmitted(v, "n1")
 }
+
+// The shelf admits the node, its answer is lost, and it stays away: the node may be able
+// to write, so nobody else gets the volume before the shelf said otherwise.
+func TestLostAdmissionIsRemembered(t *testing.T) {
+	w := newWorld(t, newFakeShelf(7))
+	ctx := context.Background()
+	v := w.create("pvc-1", 4096)
+	w.steps.set(func(op string) fault {
+		if op == "shelf7.Admit" {
+			w.shelves[0].setDown(true)
+			return loseAfter
+		}
+		return noFault
+	})
+	if _, err := w.service.Publish(ctx, v.ID.String(), "n1", false); !errors.Is(err, volume.ErrUnavailable) {
+		t.Fatalf("publish: %v", err)
+	}
+	w.steps.set(nil)
+	w.restart()
+	if _, err := w.service.Publish(ctx, v.ID.String(), "n2", false); !errors.Is(err, volume.ErrInUse) || !strings.Contains(err.Error(), "node n1") {
+		t.Errorf("publish to another node: %v", err)
+	}
+	if err := w.service.Delete(ctx, v.ID.String()); !errors.Is(err, volume.ErrInUse) {
+		t.Errorf("delete: %v", err)
+	}
+	if got, err := w.service.Get(ctx, v.ID.String()); err != nil || len(got.Nodes) != 0 {
+		t.Errorf("shown as published to %v, %v: the shelf did not say so", got, err)
+	}
+	w.shelves[0].setDown(false)
+	if err := w.service.Unpublish(ctx, v.ID.String(), "n1"); err != nil {
+		t.Fatal(err)
+	}
+	w.publish(v, "n2")
+}
