@@ -20,6 +20,7 @@ func (d *Device) Reconfirm(ctx context.Context) (Info, error) {
 	var info Info
 	proved := false
 	err := d.poll(ctx, func() bool {
+		d.catchUp()
 		info, proved = d.core.Info(), d.core.Proofs() != before
 		return proved
 	})

@@ -168,6 +168,13 @@ func (d *Device) useLink(l *shardLink) {
 	}
 }
 
+// catchUp publishes what changed since the last turn's end.
+func (d *Device) catchUp() {
+	if d.core.Changed() {
+		d.publish()
+	}
+}
+
 // publish makes what changed visible to other goroutines.
 func (d *Device) publish() {
 	state, info := d.core.State(), d.core.Info()
@@ -204,6 +211,7 @@ func (d *Device) awaitReady(ctx context.Context) error {
 	for {
 		ready := false
 		err := d.shard.Do(ctx, func() {
+			d.catchUp() // Info is to be right when Attach returns
 			ready = d.core.Ready()
 			var since time.Duration
 			since, refusal = d.core.Refusal()

@@ -217,9 +217,7 @@ func (s *Shard) tick() {
 		if d.core.Next() <= now {
 			d.core.Tick(now)
 		}
-		if d.core.Changed() {
-			d.publish()
-		}
+		d.catchUp()
 	}
 }
 
