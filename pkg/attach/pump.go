@@ -100,24 +100,25 @@ func (p *pump) Ready(events uint32) {
 	}
 }
 
-// BeforeSleep implements initiator.Handler.
+// BeforeSleep implements initiator.Handler. A queue that is short of memory is read again as long as what was flushed gave
+// some back; else the next completion brings us here.
 func (p *pump) BeforeSleep() {
 	for p.dirty {
 		more := p.flush()
-		if !p.queue.Stalled() || !p.watching {
-			break
+		if more || !p.queue.Stalled() || !p.watching {
+			return
 		}
-		p.poll() // what was flushed gave memory back
-		if more {
-			break
+		if p.poll() == 0 {
+			p.flush()
+			return
 		}
 	}
 }
 
-// poll submits what has arrived.
-func (p *pump) poll() {
+// poll submits what has arrived and says how many requests that was.
+func (p *pump) poll() int {
 	if !p.watching {
-		return
+		return 0
 	}
 	p.polling = true
 	batch, err := p.queue.Poll(p.batch[:0])
@@ -133,6 +134,7 @@ func (p *pump) poll() {
 		p.unwatch()
 		p.flush()
 	}
+	return len(batch)
 }
 
 // pause keeps a readable descriptor from waking the loop all the time while nothing can be read from it.
