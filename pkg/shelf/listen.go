@@ -84,7 +84,7 @@ func ListenUnix(path string) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
-	defer os.Remove(dir) //nolint:errcheck // empty by then
+	defer os.Remove(dir)
 	hidden := filepath.Join(dir, "s")
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: hidden, Net: "unix"})
 	if err != nil {
@@ -107,6 +107,7 @@ type unixListener struct {
 	path string
 }
 
+// Close implements net.Listener.
 func (l *unixListener) Close() error {
 	err := os.Remove(l.path)
 	if errors.Is(err, os.ErrNotExist) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 )
 
@@ -102,7 +103,7 @@ func TestListInPages(t *testing.T) {
 			slots = append(slots, l.Slot)
 		}
 	}
-	if fmt.Sprint(slots) != "[0 4 9 254]" {
+	if !slices.Equal(slots, []uint8{0, 4, 9, 254}) {
 		t.Fatal(slots)
 	}
 }

@@ -91,7 +91,7 @@ func (b *fileBackend) readAt(p []byte, off int64) error {
 	for len(p) > 0 {
 		n, err := unix.Pread(b.fd, p, off)
 		switch {
-		case err == unix.EINTR:
+		case errors.Is(err, unix.EINTR):
 		case err != nil:
 			return err
 		case n == 0:
@@ -114,7 +114,7 @@ func (b *fileBackend) writeAt(p []byte, off int64, durable bool) error {
 	for len(p) > 0 {
 		n, err := b.write(p, off, durable)
 		switch {
-		case err == unix.EINTR:
+		case errors.Is(err, unix.EINTR):
 		case err != nil:
 			return err
 		case n == 0:
@@ -137,7 +137,7 @@ func (b *fileBackend) write(p []byte, off int64, durable bool) (int, error) {
 
 func (b *fileBackend) sync() error {
 	for {
-		if err := unix.Fdatasync(b.fd); err != unix.EINTR {
+		if err := unix.Fdatasync(b.fd); !errors.Is(err, unix.EINTR) {
 			return err
 		}
 	}
@@ -146,7 +146,7 @@ func (b *fileBackend) sync() error {
 func (b *fileBackend) discard(off, n int64) error {
 	for {
 		err := unix.Fallocate(b.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
-		if err != unix.EINTR {
+		if !errors.Is(err, unix.EINTR) {
 			return err
 		}
 	}

@@ -28,9 +28,9 @@ type shelfRecord struct {
 type Access uint8
 
 const (
-	// ManagedAccess: the LUN serves admitted senders in sessions; the list is closed when it is empty.
+	// ManagedAccess serves admitted senders in sessions; their list is closed when it is empty.
 	ManagedAccess Access = iota
-	// OpenAccess: the LUN serves everyone, also without a session, and obeys config strings, masks and reservations.
+	// OpenAccess serves everyone, also without a session, and obeys config strings, masks and reservations.
 	OpenAccess
 )
 

@@ -141,6 +141,9 @@ func TestTools(t *testing.T) {
 	}{
 		{[]string{"aoeping", "7", "3", "right"}, ""},
 		{[]string{"aoeping", "-I", "7", "3", "right"}, testGen},
+		{[]string{"aoecfg", "-c", "read", "7", "3", "right"}, "aoe-csi:" + testGen},
+		{[]string{"aoecfg", "-c", "fset", "-s", "mine", "7", "3", "right"}, ""},
+		{[]string{"aoecfg", "-c", "read", "7", "3", "right"}, "mine"},
 	} {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		out, err := exec.CommandContext(ctx, test.args[0], test.args[1:]...).CombinedOutput()
