@@ -45,6 +45,7 @@ type pump struct {
 	origins   []*blockdev.Request // what each of them stands for
 	batch     []*blockdev.Request // scratch
 	dirty     bool                // completions wait for Flush
+	freed     bool                // completions since the queue was last polled for want of memory
 	polling   bool                // within poll: Flush comes after
 	paused    bool                // reading is paused: the queue is stalled
 	watching  bool                // the loop calls us
@@ -100,19 +101,19 @@ func (p *pump) Ready(events uint32) {
 	}
 }
 
-// BeforeSleep implements initiator.Handler. A queue that is short of memory is read again as long as what was flushed gave
-// some back; else the next completion brings us here.
+// BeforeSleep implements initiator.Handler.
 func (p *pump) BeforeSleep() {
-	for p.dirty {
-		more := p.flush()
-		if more || !p.queue.Stalled() || !p.watching {
-			return
-		}
-		if p.poll() == 0 {
-			p.flush()
-			return
-		}
+	if !p.dirty {
+		return
 	}
+	more := p.flush()
+	// Only answers give memory back: without one a stalled queue would say the same again.
+	for p.freed && !more && p.watching && p.queue.Stalled() {
+		p.freed = false
+		p.poll()
+		more = p.flush()
+	}
+	p.freed = false
 }
 
 // poll submits what has arrived and says how many requests that was.
@@ -182,7 +183,7 @@ func (p *pump) Complete(q *initiator.Request) {
 		return
 	}
 	p.queue.Complete(p.origins[q.Index], errnoOf(q.Err))
-	p.dirty = true
+	p.dirty, p.freed = true, true
 	if !p.watching && !p.polling {
 		p.flush() // nobody calls BeforeSleep any more
 	}
