@@ -45,6 +45,9 @@ const (
 // certRound is how often Secrets are read and, if they are due, renewed.
 const certRound = 10 * time.Minute
 
+// certPause is how long to wait after a failure.
+const certPause = 3 * time.Second
+
 // certificates keeps the shelf API's certificates in Secrets.
 type certificates struct {
 	client    kubernetes.Interface
@@ -69,18 +72,19 @@ func (c *certificates) KeyPair() (provision.KeyPair, error) {
 	return *c.pair, nil
 }
 
-// Run ensures at intervals until ctx ends.
+// Run ensures at intervals until ctx ends. CSI is served meanwhile: an API server that is
+// not quite up yet is no reason to keep the side-cars waiting.
 func (c *certificates) Run(ctx context.Context) {
-	ticker := time.NewTicker(certRound)
-	defer ticker.Stop()
 	for {
+		pause := certRound
+		if err := c.Ensure(ctx); err != nil && ctx.Err() == nil {
+			pause = certPause
+			klog.FromContext(ctx).Error(err, "Certificates not up to date", "pause", pause)
+		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-ticker.C:
-		}
-		if err := c.Ensure(ctx); err != nil && ctx.Err() == nil {
-			klog.FromContext(ctx).Error(err, "Certificates not renewed")
+		case <-time.After(pause):
 		}
 	}
 }

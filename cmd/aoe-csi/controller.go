@@ -158,9 +158,7 @@ func runController(ctx context.Context, opt controllerOptions) error {
 	config.Store = store
 	service := provision.NewService(config)
 	if opt.inCluster() {
-		if err := cluster.background(ctx, group, opt, service); err != nil {
-			return err
-		}
+		group.Go(func() error { cluster.background(ctx, opt, service); return nil })
 	} else {
 		group.Go(func() error { service.RunRepair(ctx, repairRound); return nil })
 	}
@@ -181,9 +179,6 @@ func (o *controllerOptions) credentials(ctx context.Context, group *errgroup.Gro
 		return provision.NewCredentials(source), nil
 	case o.tlsSecrets != "":
 		certs := newCertificates(cluster.clientset, o.tlsSecrets)
-		if err := certs.Ensure(ctx); err != nil {
-			return nil, err
-		}
 		group.Go(func() error { certs.Run(ctx); return nil })
 		return provision.NewCredentials(certs.KeyPair), nil
 	}

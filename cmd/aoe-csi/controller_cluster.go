@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
@@ -16,6 +17,7 @@ import (
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/config"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
@@ -25,6 +27,14 @@ import (
 
 // leaseName is the lease of the controllers' background loops.
 const leaseName = "aoe-csi-controller"
+
+// Times of the lease: an API server that is slow for some seconds changes no leader.
+const (
+	leaseDuration = 30 * time.Second
+	leaseRenew    = 20 * time.Second
+	leaseRetry    = 4 * time.Second
+	leadPause     = 5 * time.Second
+)
 
 // Requests to the API server, per second: a volume takes about ten, and many may come at
 // the same time.
@@ -42,26 +52,26 @@ type clusterAccess struct {
 }
 
 func newClusterAccess(kubeconfig string) (*clusterAccess, error) {
-	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	access, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
 		return nil, fmt.Errorf("read cluster access %q: %w", kubeconfig, err)
 	}
-	config.QPS, config.Burst = apiQPS, apiBurst
+	access.QPS, access.Burst = apiQPS, apiBurst
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1alpha1.AddToScheme} {
 		if err := add(scheme); err != nil {
 			return nil, err
 		}
 	}
-	direct, err := client.New(config, client.Options{Scheme: scheme})
+	direct, err := client.New(access, client.Options{Scheme: scheme})
 	if err != nil {
 		return nil, fmt.Errorf("read cluster access %q: %w", kubeconfig, err)
 	}
-	clientset, err := kubernetes.NewForConfig(config)
+	clientset, err := kubernetes.NewForConfig(access)
 	if err != nil {
 		return nil, fmt.Errorf("read cluster access %q: %w", kubeconfig, err)
 	}
-	return &clusterAccess{config: config, scheme: scheme, client: direct, clientset: clientset}, nil
+	return &clusterAccess{config: access, scheme: scheme, client: direct, clientset: clientset}, nil
 }
 
 // recorder returns a recorder of events that ends with ctx.
@@ -78,20 +88,40 @@ func (c *clusterAccess) recorder(ctx context.Context, group *errgroup.Group) pro
 	return recorder
 }
 
-// background starts the loops that one controller runs at a time: the status of volumes,
-// and repairs. Losing the lease ends the process, as the loops cannot be taken back.
-func (c *clusterAccess) background(ctx context.Context, group *errgroup.Group, opt controllerOptions, service *provision.Service) error {
+// background runs, until ctx ends, the loops that one controller at a time runs: the status
+// of volumes, and repairs. A controller that loses its lease goes on serving CSI, where
+// the store sees to it that nothing is decided twice, and stands for election again.
+func (c *clusterAccess) background(ctx context.Context, opt controllerOptions, service *provision.Service) {
 	ctrl.SetLogger(klog.Background())
+	for ctx.Err() == nil {
+		if err := c.lead(ctx, opt, service); err != nil && ctx.Err() == nil {
+			klog.FromContext(ctx).Error(err, "Background loops ended, they are started again", "pause", leadPause)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(leadPause):
+		}
+	}
+}
+
+// lead waits to be elected and runs the loops until the lease is lost or ctx ends.
+func (c *clusterAccess) lead(ctx context.Context, opt controllerOptions, service *provision.Service) error {
+	lease, renew, retry := leaseDuration, leaseRenew, leaseRetry
+	sameName := true
 	mgr, err := ctrl.NewManager(c.config, ctrl.Options{
 		Scheme:                        c.scheme,
 		Metrics:                       metricsserver.Options{BindAddress: "0"},
+		Controller:                    config.Controller{SkipNameValidation: &sameName},
 		LeaderElection:                opt.leaderElection,
 		LeaderElectionID:              leaseName,
 		LeaderElectionNamespace:       opt.namespace,
 		LeaderElectionReleaseOnCancel: true,
+		LeaseDuration:                 &lease,
+		RenewDeadline:                 &renew,
+		RetryPeriod:                   &retry,
 	})
 	if err != nil {
-		return fmt.Errorf("background loops: %w", err)
+		return err
 	}
 	if err := provision.AddStatusLoop(mgr); err != nil {
 		return err
@@ -101,13 +131,7 @@ func (c *clusterAccess) background(ctx context.Context, group *errgroup.Group, o
 		return nil
 	}))
 	if err != nil {
-		return fmt.Errorf("background loops: %w", err)
+		return err
 	}
-	group.Go(func() error {
-		if err := mgr.Start(ctx); err != nil {
-			return fmt.Errorf("background loops: %w", err)
-		}
-		return nil
-	})
-	return nil
+	return mgr.Start(ctx)
 }

@@ -222,17 +222,20 @@ func drop(r *volume.Record, node string) error {
 	return nil
 }
 
+// frontendAuto leaves the front end to the driver.
+const frontendAuto = "auto"
+
 // chooseFrontend picks how the node makes the device: what the StorageClass says, or the
 // best that the node has. A node that tells of none decides by itself.
 func chooseFrontend(wanted string, node *volume.Node) (string, error) {
 	if wanted == "" {
-		wanted = "auto"
+		wanted = frontendAuto
 	}
 	if len(node.Frontends) == 0 {
 		return wanted, nil
 	}
 	candidates := []string{wanted}
-	if wanted == "auto" {
+	if wanted == frontendAuto {
 		candidates = []string{"ublk", "nbd"}
 	}
 	var why []string

@@ -81,8 +81,9 @@ func TestStatusFollowsTheVolume(t *testing.T) {
 	report := func(state, message string) {
 		err := store.PutNode(ctx, &volume.Node{
 			Name: "n1", Interfaces: []volume.Interface{{Name: "eth1", MAC: "52:54:00:00:00:01"}},
+			Frontends: []volume.Frontend{{Name: "nbd", Available: true}, {Name: "ublk", Reason: "the kernel has none"}},
 			Attachments: []volume.Attachment{{
-				VolumeID: v.ID.String(), Device: "/dev/nbd0", Frontend: "nbd", FrontendReason: "no ublk here", State: state, Message: message,
+				VolumeID: v.ID.String(), Device: "/dev/nbd0", Frontend: "nbd", FrontendReason: "asked for", State: state, Message: message,
 				Paths: []volume.Path{{Interface: "eth1", RemoteMAC: "52:54:00:00:00:77", State: "up"}, {Interface: "eth2", State: "down"}},
 			}, {VolumeID: "e7.9-aaaaaaaaaaaaaaaa", Device: "/dev/nbd9", State: "live"}},
 		})
@@ -95,7 +96,7 @@ func TestStatusFollowsTheVolume(t *testing.T) {
 	if len(vol.Status.Attachments) != 1 || vol.Status.Attachments[0].Device != "/dev/nbd0" || len(vol.Status.Attachments[0].Paths) != 2 {
 		t.Errorf("attachments %+v", vol.Status.Attachments)
 	}
-	wantCondition(t, vol, v1alpha1.ConditionAttached, metav1.ConditionTrue, "Device", "node n1 has it as /dev/nbd0 through nbd (no ublk here)")
+	wantCondition(t, vol, v1alpha1.ConditionAttached, metav1.ConditionTrue, "Device", "node n1 has it as /dev/nbd0 through nbd (auto: the best that the node has; not ublk: the kernel has none)")
 	wantCondition(t, vol, v1alpha1.ConditionHealthy, metav1.ConditionTrue, "Live", "live over eth1 to 52:54:00:00:00:77, eth2 (down)")
 	if again := observe(t, c, "pvc-1"); again.ResourceVersion != vol.ResourceVersion {
 		t.Error("written although nothing changed")
