@@ -24,7 +24,10 @@ func becomeFlusher() {
 		klog.InfoS("Not an I/O flusher: when memory is short the host can deadlock on a volume (needs CAP_SYS_RESOURCE and Linux 5.6)", "err", err)
 		return
 	}
-	err := unix.Exec("/proc/self/exe", os.Args, os.Environ())
+	path, err := os.Executable() // the link itself would give the process the name "exe"
+	if err == nil {
+		err = unix.Exec(path, os.Args, os.Environ())
+	}
 	klog.ErrorS(err, "Could not start anew as an I/O flusher")
 }
 
