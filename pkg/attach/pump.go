@@ -16,13 +16,9 @@ const sectorBytes = 512
 // loop is what a pump needs of its initiator.Shard.
 type loop interface {
 	Watch(fd int, h initiator.Handler) error
+	WatchReads(fd int, on bool) error
 	WatchWrites(fd int, on bool) error
 	Unwatch(fd int)
-}
-
-// readPauser is a loop that can leave a readable descriptor alone for a while.
-type readPauser interface {
-	WatchReads(fd int, on bool) error
 }
 
 // submitter is what a pump needs of its initiator.Device.
@@ -99,6 +95,9 @@ func (p *pump) Ready(events uint32) {
 	if events&^unix.EPOLLOUT != 0 {
 		p.poll()
 	}
+	if events&unix.EPOLLHUP != 0 && p.watching && p.queue.Stalled() {
+		p.unwatch() // what was left behind will never be read, and the event would come for ever
+	}
 }
 
 // BeforeSleep implements initiator.Handler.
@@ -140,11 +139,10 @@ func (p *pump) poll() int {
 
 // pause keeps a readable descriptor from waking the loop all the time while nothing can be read from it.
 func (p *pump) pause(on bool) {
-	l, ok := p.loop.(readPauser)
-	if !ok || p.paused == on || !p.watching {
+	if p.paused == on || !p.watching {
 		return
 	}
-	if err := l.WatchReads(p.fd, !on); err != nil {
+	if err := p.loop.WatchReads(p.fd, !on); err != nil {
 		klog.ErrorS(err, "Could not pause a queue", "volume", p.name)
 		return
 	}

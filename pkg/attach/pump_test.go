@@ -272,6 +272,19 @@ func TestPumpEnds(t *testing.T) {
 	}
 }
 
+func TestPumpEndsWhileStalled(t *testing.T) {
+	p, q, l, _ := newScript(t)
+	q.stalled = true
+	p.Ready(unix.EPOLLIN)
+	if !l.watched || l.reads {
+		t.Fatalf("a stalled queue: watched %v, read %v", l.watched, l.reads)
+	}
+	p.Ready(unix.EPOLLHUP)
+	if l.watched {
+		t.Error("the hang-up of a stalled queue wakes the loop for ever")
+	}
+}
+
 func TestPumpAbandoned(t *testing.T) {
 	p, q, l, target := newScript(t)
 	q.in = append(q.in, &q.requests[0])
