@@ -28,6 +28,7 @@ type nodeOptions struct {
 	registrationSocket string
 	segment            string
 	store              string
+	kubeconfig         string
 }
 
 func newNodeCommand() *cobra.Command {
@@ -52,6 +53,7 @@ disturbs no volume.`,
 		"socket in the kubelet's plugins_registry to register through; empty: do not register")
 	flags.StringVar(&opt.segment, "segment", "default", "Ethernet segment of this node, value of "+driver.TopologyKey)
 	flags.StringVar(&opt.store, "store", storeKubernetes, `where the node reports: "kubernetes", or a directory`)
+	flags.StringVar(&opt.kubeconfig, "kubeconfig", "", "access to the cluster; empty: the pod's service account")
 	addVerbosity(cmd)
 	if err := cmd.MarkFlagRequired("node-id"); err != nil {
 		panic(err) // the flag is defined above
@@ -67,7 +69,7 @@ func runNode(ctx context.Context, opt nodeOptions) error {
 	}
 	defer conn.Close()
 	client := initiatorv1.NewInitiatorClient(conn)
-	nodes, recorder, stop, err := openNodeStore(opt.store, opt.nodeID)
+	nodes, recorder, stop, err := openNodeStore(opt.store, opt.kubeconfig, opt.nodeID)
 	if err != nil {
 		return err
 	}

@@ -1,22 +1,12 @@
 package main
 
 import (
-	"errors"
-	"fmt"
-
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/kubernetes/scheme"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/klog/v2"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"github.com/aoe-csi/aoe-csi/pkg/api/v1alpha1"
 	"github.com/aoe-csi/aoe-csi/pkg/driver"
 	"github.com/aoe-csi/aoe-csi/pkg/provision"
 	"github.com/aoe-csi/aoe-csi/pkg/volume"
@@ -26,7 +16,7 @@ import (
 const storeKubernetes = "kubernetes"
 
 // openNodeStore opens where the node reports to, and how it tells pods what happened. The caller calls stop at the end.
-func openNodeStore(store, nodeID string) (nodes volume.Nodes, recorder driver.Recorder, stop func(), err error) {
+func openNodeStore(store, kubeconfig, nodeID string) (nodes volume.Nodes, recorder driver.Recorder, stop func(), err error) {
 	if store != storeKubernetes {
 		files, err := provision.OpenFileStore(store)
 		if err != nil {
@@ -34,39 +24,14 @@ func openNodeStore(store, nodeID string) (nodes volume.Nodes, recorder driver.Re
 		}
 		return files, logRecorder{}, func() {}, nil
 	}
-	config, err := nodeKubeConfig()
+	cluster, err := newClusterAccess(kubeconfig)
 	if err != nil {
 		return nil, nil, nil, err
-	}
-	known := runtime.NewScheme()
-	if err := v1alpha1.AddToScheme(known); err != nil {
-		return nil, nil, nil, err
-	}
-	resources, err := client.New(config, client.Options{Scheme: known})
-	if err != nil {
-		return nil, nil, nil, fmt.Errorf("connect to Kubernetes: %w", err)
-	}
-	clientset, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		return nil, nil, nil, fmt.Errorf("connect to Kubernetes: %w", err)
 	}
 	broadcaster := record.NewBroadcaster()
-	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: clientset.CoreV1().Events("")})
-	events := broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: driver.Name, Host: nodeID})
-	return provision.NewKubernetesStore(resources), &podRecorder{events: events}, broadcaster.Shutdown, nil
-}
-
-// nodeKubeConfig is the pod's own account, or what KUBECONFIG says outside of a cluster.
-func nodeKubeConfig() (*rest.Config, error) {
-	config, err := rest.InClusterConfig()
-	if errors.Is(err, rest.ErrNotInCluster) {
-		config, err = clientcmd.NewNonInteractiveDeferredLoadingClientConfig(
-			clientcmd.NewDefaultClientConfigLoadingRules(), nil).ClientConfig()
-	}
-	if err != nil {
-		return nil, fmt.Errorf("find Kubernetes (--store DIR works without): %w", err)
-	}
-	return config, nil
+	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: cluster.clientset.CoreV1().Events("")})
+	events := broadcaster.NewRecorder(cluster.scheme, corev1.EventSource{Component: driver.Name, Host: nodeID})
+	return provision.NewKubernetesStore(cluster.client), &podRecorder{events: events}, broadcaster.Shutdown, nil
 }
 
 // podRecorder writes events on pods. They are sent in the background.

@@ -190,7 +190,7 @@ func TestNodeReporterFollowsRestart(t *testing.T) {
 
 func TestOpenNodeStoreDirectory(t *testing.T) {
 	dir := t.TempDir()
-	nodes, _, stop, err := openNodeStore(dir, "node-a")
+	nodes, _, stop, err := openNodeStore(dir, "", "node-a")
 	if err != nil {
 		t.Fatal(err)
 	}
