@@ -24,6 +24,7 @@ type Recorder interface {
 // logRecorder is the Recorder without Kubernetes.
 type logRecorder struct{}
 
+// Event implements Recorder.
 func (logRecorder) Event(rec *volume.Record, kind EventType, reason, message string) {
 	klog.Background().Info("Event", "volume", rec.Name, "type", kind, "reason", reason, "message", message)
 }

@@ -99,7 +99,7 @@ func (f *fakeShelf) intercept(ctx context.Context, req any, info *grpc.UnaryServ
 		resp, err = handler(ctx, req)
 		return err
 	})
-	if err == errFault {
+	if errors.Is(err, errFault) {
 		return nil, status.Error(codes.Unavailable, "answer lost")
 	}
 	return resp, err

@@ -73,7 +73,7 @@ func (f *volumeFile) record() (*volume.Record, error) {
 	}
 	id, err := volume.ParseID(f.ID)
 	if err != nil {
-		return nil, fmt.Errorf("stored volume %s: %s", f.Name, err)
+		return nil, fmt.Errorf("stored volume %s: %s", f.Name, err.Error()) // not the caller's ErrInvalid
 	}
 	r := &volume.Record{
 		Name: f.Name, ID: id, SizeBytes: f.SizeBytes, Segment: f.Segment, ShelfUUID: f.ShelfUUID, Claim: f.Claim,

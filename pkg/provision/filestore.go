@@ -8,9 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall" //nolint:depguard // flock: the standard library has no other way to keep two controllers apart
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/aoe-csi/aoe-csi/pkg/aoe"
 	"github.com/aoe-csi/aoe-csi/pkg/volume"
@@ -41,11 +40,11 @@ func OpenFileStore(dir string) (*FileStore, error) {
 // there is another.
 func (s *FileStore) Lock() error {
 	path := filepath.Join(s.dir, "controller.lock")
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return fmt.Errorf("lock store: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		return errors.Join(fmt.Errorf("lock store %s: another controller uses it: %w", s.dir, err), f.Close())
 	}
 	s.lock = f

@@ -14,7 +14,7 @@ import (
 func (s *Service) Get(ctx context.Context, handle string) (*volume.Volume, error) {
 	id, err := volume.ParseID(handle)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %s", volume.ErrNotFound, err)
+		return nil, fmt.Errorf("%w: %s", volume.ErrNotFound, err.Error())
 	}
 	rec, err := s.find(ctx, id)
 	if err != nil {

@@ -102,20 +102,22 @@ func remember(r *volume.Record, adm volume.Admission) error {
 	if r.Phase != volume.PhaseReady {
 		return fmt.Errorf("%w: volume %s is not made yet", volume.ErrPending, r.Name)
 	}
-	for i := range r.Admitted {
-		have := &r.Admitted[i]
-		switch {
-		case have.Node != adm.Node:
-			return fmt.Errorf("%w: %s is published to node %s; it can be on one node at a time", volume.ErrInUse, r.ID.Addr, have.Node)
-		case have.ReadOnly != adm.ReadOnly:
-			return fmt.Errorf("%w: %s is published to node %s with readonly=%t", volume.ErrConflict, r.ID.Addr, have.Node, have.ReadOnly)
-		case slices.Equal(have.MACs, adm.MACs):
-			return errUnchanged
+	for _, other := range r.Admitted {
+		if other.Node != adm.Node {
+			return fmt.Errorf("%w: %s is published to node %s; it can be on one node at a time", volume.ErrInUse, r.ID.Addr, other.Node)
 		}
-		have.MACs, have.Confirmed = adm.MACs, false
-		return nil
 	}
-	r.Admitted = append(r.Admitted, adm)
+	have := r.Admission(adm.Node)
+	switch {
+	case have == nil:
+		r.Admitted = append(r.Admitted, adm)
+		return nil
+	case have.ReadOnly != adm.ReadOnly:
+		return fmt.Errorf("%w: %s is published to node %s with readonly=%t", volume.ErrConflict, r.ID.Addr, have.Node, have.ReadOnly)
+	case slices.Equal(have.MACs, adm.MACs):
+		return errUnchanged
+	}
+	have.MACs, have.Confirmed = adm.MACs, false
 	return nil
 }
 

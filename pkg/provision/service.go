@@ -110,7 +110,7 @@ func (s *Service) find(ctx context.Context, id volume.ID) (*volume.Record, error
 func (s *Service) locked(ctx context.Context, handle string) (rec *volume.Record, unlock func(), err error) {
 	id, err := volume.ParseID(handle)
 	if err != nil {
-		return nil, nil, fmt.Errorf("%w: %s", volume.ErrNotFound, err)
+		return nil, nil, fmt.Errorf("%w: %s", volume.ErrNotFound, err.Error())
 	}
 	rec, err = s.find(ctx, id)
 	if err != nil {
