@@ -61,7 +61,7 @@ func runAttach(cmd *cobra.Command, opt clientOptions, request *initiatorv1.Attac
 	return opt.call(cmd.Context(), func(ctx context.Context, client initiatorv1.InitiatorClient) error {
 		a, err := client.Attach(ctx, request)
 		if err != nil {
-			return fmt.Errorf("attach %s: %w", request.GetVolumeId(), opt.explain(err))
+			return err
 		}
 		if opt.output == "json" {
 			return printJSON(cmd.OutOrStdout(), a)

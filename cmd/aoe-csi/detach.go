@@ -39,7 +39,7 @@ not answer and I/O is pending it waits up to --timeout, and then gives the I/O u
 					VolumeId: a.GetVolumeId(), Force: force, Timeout: durationpb.New(timeout),
 				})
 				if err != nil {
-					return fmt.Errorf("detach %s: %w", args[0], opt.explain(err))
+					return err
 				}
 				_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s is detached\n", args[0])
 				return err
