@@ -41,6 +41,7 @@ func (s *Service) publish(ctx context.Context, rec *volume.Record, name string, 
 	if err := s.change(ctx, rec, func(r *volume.Record) error { return remember(r, adm) }); err != nil {
 		return nil, err
 	}
+	adm = *rec.Admission(name)
 	shelf, err := s.shelves.Get(ctx, rec.ID.Addr.Shelf, rec.ShelfUUID)
 	if err != nil {
 		return nil, err
@@ -51,18 +52,7 @@ func (s *Service) publish(ctx context.Context, rec *volume.Record, name string, 
 		}
 		return nil, err
 	}
-	newly := false
-	err = s.change(ctx, rec, func(r *volume.Record) error {
-		a := r.Admission(name)
-		switch {
-		case a == nil:
-			return fmt.Errorf("%w: %s was taken off node %s meanwhile", volume.ErrPending, r.ID.Addr, name)
-		case a.Confirmed:
-			return errUnchanged
-		}
-		a.Confirmed, newly = true, true
-		return nil
-	})
+	newly, err := s.confirm(ctx, rec, shelf, name)
 	if err != nil {
 		return nil, err
 	}
@@ -76,6 +66,24 @@ func (s *Service) publish(ctx context.Context, rec *volume.Record, name string, 
 		DeadTime:   rec.Parameters.DeadTime,
 		ReadOnly:   readOnly,
 	}, nil
+}
+
+// confirm notes that the shelf admitted the node. If the node was taken off by another
+// controller meanwhile, the admission came too late and is taken back.
+func (s *Service) confirm(ctx context.Context, rec *volume.Record, shelf *Shelf, node string) (newly bool, err error) {
+	err = s.change(ctx, rec, func(r *volume.Record) error {
+		a := r.Admission(node)
+		switch {
+		case a == nil:
+			late := fmt.Errorf("%w: %s was taken off node %s meanwhile", volume.ErrPending, r.ID.Addr, node)
+			return errors.Join(late, shelf.Expel(context.WithoutCancel(ctx), r.ID, node))
+		case a.Confirmed:
+			return errUnchanged
+		}
+		a.Confirmed, newly = true, true
+		return nil
+	})
+	return newly && err == nil, err
 }
 
 // node returns what a node tells about itself, or an error that says what to do.
@@ -114,10 +122,11 @@ func remember(r *volume.Record, adm volume.Admission) error {
 		return nil
 	case have.ReadOnly != adm.ReadOnly:
 		return fmt.Errorf("%w: %s is published to node %s with readonly=%t", volume.ErrConflict, r.ID.Addr, have.Node, have.ReadOnly)
-	case slices.Equal(have.MACs, adm.MACs):
+	case covers(have.MACs, adm.MACs):
 		return errUnchanged
 	}
-	have.MACs, have.Confirmed = adm.MACs, false
+	// None is taken away: a node that is starting tells of fewer interfaces than its devices use.
+	have.MACs, have.Confirmed = union(have.MACs, adm.MACs), false
 	return nil
 }
 
@@ -213,6 +222,18 @@ func (s *Service) expel(ctx context.Context, rec *volume.Record, shelf *Shelf, n
 		s.recorder.Event(rec, EventNormal, "NodeExpelled", fmt.Sprintf("node %s can write to %s no more: shelf %d confirmed it", node, rec.ID.Addr, rec.ID.Addr.Shelf))
 	}
 	return err
+}
+
+// union returns the addresses of both, sorted, each once.
+func union(a, b []string) []string {
+	macs := slices.Concat(a, b)
+	slices.Sort(macs)
+	return slices.Compact(macs)
+}
+
+// covers says whether every address of want is in have.
+func covers(have, want []string) bool {
+	return !slices.ContainsFunc(want, func(mac string) bool { return !slices.Contains(have, mac) })
 }
 
 func drop(r *volume.Record, node string) error {

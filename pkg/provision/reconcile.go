@@ -2,10 +2,8 @@ package provision
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/klog/v2"
@@ -15,7 +13,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/aoe-csi/aoe-csi/pkg/api/v1alpha1"
-	"github.com/aoe-csi/aoe-csi/pkg/volume"
 )
 
 // StatusLoop copies what nodes report into the AoEVolumes, for people. Nothing is decided
@@ -83,77 +80,4 @@ func (l *StatusLoop) volumesOf(ctx context.Context, obj client.Object) []reconci
 		}
 	}
 	return requests
-}
-
-// Repair puts right what a cut-off or a deletion by hand left: slots without a volume,
-// volumes without their slot, deletions that nobody repeats. It returns what it could not
-// put right now.
-func (s *Service) Repair(ctx context.Context) error {
-	// Slots first: a record is written before its slot is claimed, so a slot whose record is not there now has none.
-	slots, err := s.store.ListSlots(ctx)
-	if err != nil {
-		return fmt.Errorf("repair: %w", err)
-	}
-	records, err := s.store.ListVolumes(ctx)
-	if err != nil {
-		return fmt.Errorf("repair: %w", err)
-	}
-	owners := make(map[volume.Slot]bool, len(records))
-	for i := range records {
-		owners[slotOf(&records[i])] = true
-	}
-	var failed []error
-	for _, slot := range slots {
-		if owners[slot] {
-			continue
-		}
-		klog.FromContext(ctx).Info("Slot released that no volume owns", "slot", slot.Addr.String(), "volume", slot.VolumeName)
-		failed = append(failed, s.store.ReleaseSlot(ctx, slot))
-	}
-	for i := range records {
-		failed = append(failed, s.repairVolume(ctx, &records[i]))
-	}
-	return errors.Join(failed...)
-}
-
-func (s *Service) repairVolume(ctx context.Context, rec *volume.Record) error {
-	unlock, err := s.busy.lock(rec.Name)
-	if err != nil {
-		return nil // somebody is at it
-	}
-	defer unlock()
-	if err := s.reread(ctx, rec); err != nil {
-		if errors.Is(err, volume.ErrPending) {
-			return nil // gone since the list was made
-		}
-		return fmt.Errorf("repair volume %s: %w", rec.Name, err)
-	}
-	switch rec.Phase {
-	case volume.PhaseDeleting:
-		err = s.remove(ctx, rec)
-	case volume.PhaseReady:
-		if err = s.store.ClaimSlot(ctx, slotOf(rec)); errors.Is(err, volume.ErrExists) {
-			err = nil // the handle is still found by its generation, and the shelf keeps the two apart
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("repair volume %s: %w", rec.Name, err)
-	}
-	return nil
-}
-
-// RunRepair repairs at intervals until ctx ends.
-func (s *Service) RunRepair(ctx context.Context, interval time.Duration) {
-	ticker := time.NewTicker(interval)
-	defer ticker.Stop()
-	for {
-		if err := s.Repair(ctx); err != nil && ctx.Err() == nil {
-			klog.FromContext(ctx).Error(err, "Not everything could be repaired")
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		}
-	}
 }

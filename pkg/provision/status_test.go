@@ -174,35 +174,3 @@ func TestEventsOnClaimAndVolume(t *testing.T) {
 		}
 	}
 }
-
-func TestRepair(t *testing.T) {
-	eachStore(t, func(t *testing.T, s volume.Store) {
-		w := newWorldOn(t, s, newFakeShelf(7))
-		ctx := context.Background()
-		kept, doomed := w.create("kept", 4096), w.create("doomed", 4096)
-		w.publish(kept, "n1")
-		// A deletion that was cut off at the shelf, and is not repeated.
-		w.shelves[0].setDown(true)
-		if err := w.service.Delete(ctx, doomed.ID.String()); err == nil {
-			t.Fatal("deleted without the shelf")
-		}
-		if err := w.service.Repair(ctx); err == nil || !strings.Contains(err.Error(), "doomed") {
-			t.Errorf("repair without the shelf: %v", err)
-		}
-		w.shelves[0].setDown(false)
-		// A slot that nobody owns, and an owner without its slot.
-		if err := s.ClaimSlot(ctx, volume.Slot{VolumeName: "ghost", Generation: "aaaaaaaaaaaaaaaa"}); err != nil {
-			t.Fatal(err)
-		}
-		if err := s.ReleaseSlot(ctx, volume.Slot{Addr: kept.ID.Addr, VolumeName: "kept", Generation: kept.ID.Generation}); err != nil {
-			t.Fatal(err)
-		}
-		for range 2 {
-			if err := w.service.Repair(ctx); err != nil {
-				t.Fatal(err)
-			}
-		}
-		w.wantObjects(1)
-		w.wantAdmitted(kept, "n1")
-	})
-}
