@@ -34,8 +34,8 @@ func (a *nodeAttacher) Attach(ctx context.Context, id string, p volume.Publicati
 }
 
 // Detach implements driver.Attacher.
-func (a *nodeAttacher) Detach(ctx context.Context, id string) error {
-	if _, err := a.client.Detach(ctx, &initiatorv1.DetachRequest{VolumeId: id}); err != nil {
+func (a *nodeAttacher) Detach(ctx context.Context, id string, force bool) error {
+	if _, err := a.client.Detach(ctx, &initiatorv1.DetachRequest{VolumeId: id, Force: force}); err != nil {
 		return fmt.Errorf("detach: %w", explainInitiator(err))
 	}
 	return nil

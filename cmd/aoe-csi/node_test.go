@@ -116,7 +116,7 @@ func TestNodeAttacher(t *testing.T) {
 		t.Errorf("Device of an unknown volume: %v", err)
 	}
 	initiator.fail = status.Error(codes.Unavailable, "target does not answer")
-	err = attacher.Detach(t.Context(), "id")
+	err = attacher.Detach(t.Context(), "id", false)
 	if status.Code(err) != codes.Unavailable || strings.Contains(err.Error(), "rpc error") || !strings.Contains(err.Error(), "target does not answer") {
 		t.Errorf("Detach: %v (code %s)", err, status.Code(err))
 	}

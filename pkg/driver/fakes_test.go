@@ -10,6 +10,9 @@ import (
 	"strings"
 	"sync"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"github.com/aoe-csi/aoe-csi/pkg/aoe"
 	"github.com/aoe-csi/aoe-csi/pkg/volume"
 )
@@ -166,7 +169,18 @@ type memoryAttacher struct {
 	attached map[string]*volume.Attachment
 	next     int
 	fail     error
+	busy     bool // Detach needs force
 	detached []string
+}
+
+// stall makes all devices wait for their targets.
+func (a *memoryAttacher) stall() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, attachment := range a.attached {
+		attachment.State = "stalled"
+	}
+	a.busy = true
 }
 
 func (a *memoryAttacher) Attach(_ context.Context, id string, _ volume.Publication) (string, error) {
@@ -188,9 +202,12 @@ func (a *memoryAttacher) Attach(_ context.Context, id string, _ volume.Publicati
 	return a.attached[id].Device, nil
 }
 
-func (a *memoryAttacher) Detach(_ context.Context, id string) error {
+func (a *memoryAttacher) Detach(_ context.Context, id string, force bool) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if a.busy && !force && a.attached[id] != nil {
+		return status.Error(codes.FailedPrecondition, "mounted")
+	}
 	if a.fail == nil {
 		delete(a.attached, id)
 		a.detached = append(a.detached, id)
@@ -204,7 +221,8 @@ func (a *memoryAttacher) Device(_ context.Context, id string) (*volume.Attachmen
 	if a.attached[id] == nil {
 		return nil, fmt.Errorf("%w: %s is not attached", volume.ErrNotFound, id)
 	}
-	return a.attached[id], nil
+	found := *a.attached[id]
+	return &found, nil
 }
 
 // memoryMounter makes the directories and files of mounts, but mounts nothing.

@@ -29,8 +29,9 @@ type Volumes interface {
 type Attacher interface {
 	// Attach returns the device's path, "/dev/nbd0", when it can be used. Attached already is success.
 	Attach(ctx context.Context, id string, p volume.Publication) (device string, err error)
-	// Detach flushes and removes the device. Not attached is success.
-	Detach(ctx context.Context, id string) error
+	// Detach flushes and removes the device. Not attached is success; a device that is mounted stays. With force all of that
+	// is skipped: what waits for the target fails.
+	Detach(ctx context.Context, id string, force bool) error
 	// Device describes the volume's device; volume.ErrNotFound if it is not attached.
 	Device(ctx context.Context, id string) (*volume.Attachment, error)
 }

@@ -31,3 +31,10 @@ func (l *volumeLocks) lock(id, operation string) (unlock func(), err error) {
 		delete(l.held, id)
 	}, nil
 }
+
+// holder returns the operation that has the volume, "" if none has.
+func (l *volumeLocks) holder(id string) string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.held[id]
+}

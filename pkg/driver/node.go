@@ -5,10 +5,19 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"sync"
+	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 
 	"github.com/aoe-csi/aoe-csi/pkg/volume"
+)
+
+const (
+	// unmountPatience is below the kubelet's two minutes for a call.
+	unmountPatience = 90 * time.Second
+	// detachTimeout is how long a volume that is to go waits for a target that does not answer.
+	detachTimeout = 5 * time.Minute
 )
 
 // NodeConfig is what a node service needs.
@@ -29,6 +38,10 @@ type Node struct {
 	csi.UnimplementedNodeServer
 	NodeConfig
 	locks volumeLocks
+	// patience is how long an unmount may take before the call answers "not yet"; detachTimeout how long such answers go on.
+	patience, detachTimeout time.Duration
+	// leaving remembers since when a volume is to go (ID → time.Time). After a restart of the process it counts anew.
+	leaving sync.Map
 }
 
 // NewNode returns the node service.
@@ -36,7 +49,7 @@ func NewNode(c NodeConfig) *Node {
 	if c.Recorder == nil {
 		c.Recorder = noEvents{}
 	}
-	return &Node{NodeConfig: c}
+	return &Node{NodeConfig: c, patience: unmountPatience, detachTimeout: detachTimeout}
 }
 
 // NodeGetCapabilities lists what this service does.

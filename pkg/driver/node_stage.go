@@ -2,7 +2,6 @@ package driver
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 
@@ -82,7 +81,11 @@ func (n *Node) stage(ctx context.Context, s *staging) error {
 		return nil
 	}
 	if err := n.mountStaged(s, device); err != nil {
-		return errors.Join(err, n.undoAttach(ctx, s.id, device))
+		if undo := n.undoAttach(ctx, s.id, device); undo != nil {
+			// The cause decides the code; what came after it is for people.
+			err = fmt.Errorf("%w (and detaching after that: %v)", err, undo)
+		}
+		return err
 	}
 	return nil
 }
@@ -117,45 +120,5 @@ func (n *Node) undoAttach(ctx context.Context, id, device string) error {
 			return err
 		}
 	}
-	if err := n.Attacher.Detach(context.WithoutCancel(ctx), id); err != nil {
-		return fmt.Errorf("detach after the failure: %w", err)
-	}
-	return nil
-}
-
-// NodeUnstageVolume unmounts the staging path and detaches the volume. Neither being there is success. The path itself is the
-// container orchestrator's and stays.
-func (n *Node) NodeUnstageVolume(ctx context.Context, req *csi.NodeUnstageVolumeRequest) (*csi.NodeUnstageVolumeResponse, error) {
-	unlock, err := n.begin("unstage", req.GetVolumeId(), "staging path", req.GetStagingTargetPath())
-	if err != nil {
-		return nil, err
-	}
-	defer unlock()
-	if err := n.unstage(ctx, req.GetVolumeId(), req.GetStagingTargetPath()); err != nil {
-		return nil, fmt.Errorf("unstage volume %s: %w", req.GetVolumeId(), err)
-	}
-	return &csi.NodeUnstageVolumeResponse{}, nil
-}
-
-func (n *Node) unstage(ctx context.Context, id, path string) error {
-	if err := n.Mounter.Unmount(path); err != nil {
-		return err
-	}
-	attachment, err := n.Attacher.Device(ctx, id)
-	if err != nil && !errors.Is(err, volume.ErrNotFound) {
-		return err
-	}
-	// A device that is gone already has no mounts that detaching could hurt.
-	if err == nil {
-		if number, err := n.Mounter.DeviceNumber(attachment.Device); err == nil {
-			references, err := n.Mounter.References(number)
-			if err != nil {
-				return err
-			}
-			if len(references) > 0 {
-				return fmt.Errorf("%w: %s is still mounted at %s", volume.ErrInUse, attachment.Device, strings.Join(references, ", "))
-			}
-		}
-	}
-	return n.Attacher.Detach(ctx, id)
+	return n.Attacher.Detach(context.WithoutCancel(ctx), id, false)
 }
