@@ -135,8 +135,10 @@ func TestArrows(t *testing.T) {
 	if len(rules) < 5 {
 		t.Fatalf("only %d rows found in the table of docs/design.md", len(rules))
 	}
+	stale := maps.Clone(rules)
 	for _, p := range listPackages(t) {
 		from := unit(p.ImportPath)
+		delete(stale, from)
 		r, ok := rules[from]
 		if !ok {
 			t.Errorf("%s has no row in the table of docs/design.md", from)
@@ -147,6 +149,9 @@ func TestArrows(t *testing.T) {
 				t.Errorf("%s imports %s, which %s", strings.TrimPrefix(p.ImportPath, module), strings.TrimPrefix(imported, module), why)
 			}
 		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(stale)) {
+		t.Errorf("docs/design.md has a row for %s, which does not exist", name)
 	}
 }
 
