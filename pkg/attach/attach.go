@@ -94,11 +94,22 @@ func (a *attachment) again(ctx context.Context, opts Options) (bool, error) {
 	if err := a.same(opts); err != nil {
 		return false, err
 	}
+	if a.disconnected() {
+		klog.InfoS("Device was disconnected by somebody else, making another", "volume", opts.VolumeID, "device", a.device().Path())
+		return false, a.takeDown(ctx)
+	}
 	a.mu.Lock()
 	a.detachSince = time.Time{}
 	a.mu.Unlock()
 	a.setStage(attached, "")
 	return true, nil
+}
+
+// disconnected says whether somebody else ended the device.
+func (a *attachment) disconnected() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.pump.gone.Load()
 }
 
 // same says whether the options mean what is there.

@@ -186,7 +186,7 @@ func (a *attachment) abandon() error {
 // serve has the pump move requests between the device and the target; the device can be started then.
 func (a *attachment) serve(ctx context.Context, disk blockdev.Device) error {
 	dev := a.target()
-	p := newPump(a.opts.VolumeID, dev.Shard(), disk.Queue(), dev)
+	p := newPump(a.opts.VolumeID, dev.Shard(), disk.Queue(), dev, a.changedNow)
 	a.mu.Lock()
 	a.disk, a.pump = disk, p
 	a.mu.Unlock()
@@ -216,7 +216,7 @@ func (a *attachment) unserve() error {
 func (a *attachment) status() Status {
 	a.mu.Lock()
 	s := Status{Options: a.opts, FrontendReason: a.reason, Since: a.since, Message: a.message}
-	st, dev, disk := a.stage, a.dev, a.disk
+	st, dev, disk, gone := a.stage, a.dev, a.disk, a.pump != nil && a.pump.gone.Load()
 	if a.front != nil {
 		s.Frontend = a.front.Name()
 	}
@@ -241,6 +241,8 @@ func (a *attachment) status() Status {
 		condition := dev.State()
 		s.State, s.Since = condition.Phase.String(), condition.Since
 		switch {
+		case gone:
+			s.State, s.Message = "failed", s.Device+" was disconnected by somebody else; attach the volume again"
 		case condition.Err != nil:
 			s.Message = condition.Err.Error()
 		case condition.Lost:

@@ -19,7 +19,7 @@ import (
 // graceTime is how long calls that are under way may take when the server stops.
 const graceTime = 3 * time.Second
 
-// ErrRunning: another initiator has the run directory.
+// ErrRunning says that another initiator has the run directory.
 var ErrRunning = errors.New("another initiator is running")
 
 // LockRunDir makes the directory and makes sure that no other initiator uses it, as long as the file stays open.

@@ -418,6 +418,25 @@ func TestRestartWithoutTarget(t *testing.T) {
 	b.queue(1).io(t, blockdev.OpRead, 0, make([]byte, 512))
 }
 
+// TestDisconnectedByOthers: a device that somebody else ended is told of, and the next Attach makes another.
+func TestDisconnectedByOthers(t *testing.T) {
+	b := newBench(t)
+	before := b.attach(1)
+	b.queue(1).end()
+	b.kernel.set(func() { clear(b.kernel.devices) })
+	b.eventually("it is noticed", func() bool {
+		s, err := b.m.Status("e7.1")
+		return err == nil && s.State == "failed" && strings.Contains(s.Message, "somebody else")
+	})
+	after := b.attach(1)
+	if after.State != "live" || after.Device == before.Device {
+		t.Errorf("attached again as %+v", after)
+	}
+	if errno := b.queue(1).io(t, blockdev.OpRead, 0, make([]byte, 512)); errno != 0 {
+		t.Errorf("read: %v", errno)
+	}
+}
+
 func TestRecordsOfOtherTimes(t *testing.T) {
 	b := newBench(t)
 	b.attach(1)

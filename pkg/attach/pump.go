@@ -2,6 +2,7 @@ package attach
 
 import (
 	"errors"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -27,11 +28,12 @@ type submitter interface {
 }
 
 // pump moves requests from a front end's queue to a target and their outcomes back. It runs on the shard's thread
-// only and allocates nothing after it was made.
+// only (but for gone) and allocates nothing after it was made.
 //
 //	Ready: Poll → Submit …   Complete (from the target) → queue.Complete …   BeforeSleep: Flush, and Poll again if memory was short
 type pump struct {
 	name   string // for logs
+	ended  func() // called once when the kernel's end is gone; must not block
 	loop   loop
 	queue  blockdev.Queue
 	target submitter
@@ -46,13 +48,14 @@ type pump struct {
 	paused    bool                // reading is paused: the queue is stalled
 	watching  bool                // the loop calls us
 	refusing  bool                // new requests fail at once: what is outstanding was given up
+	gone      atomic.Bool         // the kernel's end is; for other goroutines
 	abandoned bool                // completions go nowhere: another server gets the requests again
 }
 
 // newPump connects a queue to a target. watch starts it.
-func newPump(name string, l loop, queue blockdev.Queue, target submitter) *pump {
+func newPump(name string, l loop, queue blockdev.Queue, target submitter, ended func()) *pump {
 	p := &pump{
-		name: name, loop: l, queue: queue, target: target, fd: queue.FD(),
+		name: name, ended: ended, loop: l, queue: queue, target: target, fd: queue.FD(),
 		requests: make([]initiator.Request, queue.Depth()),
 		origins:  make([]*blockdev.Request, queue.Depth()),
 		batch:    make([]*blockdev.Request, 0, queue.Depth()),
@@ -106,19 +109,19 @@ func (p *pump) BeforeSleep() {
 		return
 	}
 	more := p.flush()
-	// Only answers give memory back: without one a stalled queue would say the same again.
+	// Only answers that are out give memory back: without one a stalled queue would say the same again. If the kernel did not
+	// take them all, it says when it can.
 	for p.freed && !more && p.watching && p.queue.Stalled() {
 		p.freed = false
 		p.poll()
 		more = p.flush()
 	}
-	p.freed = false
 }
 
-// poll submits what has arrived and says how many requests that was.
-func (p *pump) poll() int {
+// poll submits what has arrived.
+func (p *pump) poll() {
 	if !p.watching {
-		return 0
+		return
 	}
 	p.polling = true
 	batch, err := p.queue.Poll(p.batch[:0])
@@ -133,8 +136,9 @@ func (p *pump) poll() int {
 		klog.V(2).InfoS("Front end's queue ended", "volume", p.name, "reason", err)
 		p.unwatch()
 		p.flush()
+		p.gone.Store(true)
+		p.ended()
 	}
-	return len(batch)
 }
 
 // pause keeps a readable descriptor from waking the loop all the time while nothing can be read from it.

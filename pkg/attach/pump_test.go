@@ -83,7 +83,7 @@ func (s *scriptTarget) finish(err error) {
 func newScript(t testing.TB) (*pump, *scriptQueue, *scriptLoop, *scriptTarget) {
 	q, l, target := newScriptQueue(8), &scriptLoop{}, &scriptTarget{}
 	q.completed = []string{}
-	p := newPump("volume", l, q, target)
+	p := newPump("volume", l, q, target, func() {})
 	if err := p.watch(); err != nil {
 		t.Fatal(err)
 	}
@@ -211,12 +211,12 @@ type stallingQueue struct {
 
 func (q *stallingQueue) Flush() (bool, error) {
 	more, err := q.scriptQueue.Flush()
-	q.scriptQueue.stalled = q.stalls > 0
+	q.stalled = q.stalls > 0
 	return more, err
 }
 
 func (q *stallingQueue) Poll(dst []*blockdev.Request) ([]*blockdev.Request, error) {
-	q.scriptQueue.stalled = false
+	q.stalled = false
 	q.stalls--
 	return q.scriptQueue.Poll(dst)
 }
@@ -254,6 +254,25 @@ func (q *stuckQueue) Poll(dst []*blockdev.Request) ([]*blockdev.Request, error) 
 	return q.scriptQueue.Poll(dst)
 }
 
+// TestPumpGoesOnAfterAFullSocket: memory that comes back only when the kernel takes the rest of the answers is used, too.
+func TestPumpGoesOnAfterAFullSocket(t *testing.T) {
+	p, q, _, target := newScript(t)
+	stuck := &stuckQueue{scriptQueue: q}
+	p.queue = stuck
+	q.in = append(q.in, &q.requests[0])
+	p.Ready(unix.EPOLLIN)
+	q.full = true
+	target.finish(nil)
+	p.BeforeSleep()
+	polls := stuck.polls
+	q.full = false
+	p.Ready(unix.EPOLLOUT)
+	p.BeforeSleep()
+	if stuck.polls != polls+1 {
+		t.Errorf("polled %d times after the answers were out, want once", stuck.polls-polls)
+	}
+}
+
 func TestPumpEnds(t *testing.T) {
 	p, q, l, target := newScript(t)
 	q.in = append(q.in, &q.requests[0], &q.requests[1])
@@ -262,8 +281,8 @@ func TestPumpEnds(t *testing.T) {
 	if l.watched {
 		t.Error("a queue that ended is still watched")
 	}
-	if len(target.got) != 2 {
-		t.Fatalf("%d requests before the end", len(target.got))
+	if len(target.got) != 2 || !p.gone.Load() {
+		t.Fatalf("%d requests before the end, gone %v", len(target.got), p.gone.Load())
 	}
 	before := q.flushed
 	target.finish(nil)

@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -107,7 +108,7 @@ func (f *Frontend) loadModule(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, controlTimeout)
 	defer cancel()
 	if out, err := exec.CommandContext(ctx, "modprobe", familyName).CombinedOutput(); err != nil {
-		return fmt.Errorf("kernel module nbd is not loaded, and modprobe nbd says: %w: %.200s", err, out)
+		return fmt.Errorf("kernel module nbd is not loaded, and modprobe nbd says: %w: %.200s", err, bytes.TrimSpace(out))
 	}
 	return nil
 }

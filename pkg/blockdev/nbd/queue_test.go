@@ -101,7 +101,7 @@ func poll(t testing.TB, q *queue) []*blockdev.Request {
 func script() (stream []byte, want []string) {
 	add := func(h header, payload []byte, op blockdev.Op) {
 		stream = append(stream, encode(h, payload)...)
-		want = append(want, fmt.Sprint(op, h.offset, h.length, h.flags&flagFUA != 0, h.cookie, bytes.Clone(payload)))
+		want = append(want, fmt.Sprint(op, h.offset, h.length, h.flags&flagFUA != 0, h.cookie, string(payload)))
 	}
 	add(header{kind: cmdRead, cookie: 1, offset: 4096, length: 512}, nil, blockdev.OpRead)
 	add(header{kind: cmdWrite, cookie: 2, offset: 512, length: 512}, pattern(512, 2), blockdev.OpWrite)
@@ -118,7 +118,7 @@ func describe(r *blockdev.Request) string {
 	if r.Op == blockdev.OpRead {
 		data = nil
 	}
-	return fmt.Sprint(r.Op, r.Offset, r.Length, r.FUA, r.Cookie, bytes.Clone(data))
+	return fmt.Sprint(r.Op, r.Offset, r.Length, r.FUA, r.Cookie, string(data))
 }
 
 func TestParseEverySegmentation(t *testing.T) {

@@ -31,7 +31,7 @@ type server struct {
 	t    *testing.T
 	disk *disk
 	q    blockdev.Queue
-	wake int // eventfd: look at the queue again
+	wake int // eventfd: end
 	end  chan struct{}
 	held []*blockdev.Request // taken while mute
 }
@@ -48,19 +48,12 @@ func serve(t *testing.T, d *disk, q blockdev.Queue) *server {
 	return s
 }
 
-// kick makes the loop look again; stop makes it end.
-func (s *server) kick() { s.signal(1) }
-
+// stop ends the loop.
 func (s *server) stop() {
-	s.signal(1 << 32)
-	<-s.end
-}
-
-func (s *server) signal(n uint64) {
-	b := [8]byte{byte(n), 0, 0, 0, byte(n >> 32)}
-	if _, err := unix.Write(s.wake, b[:]); err != nil {
+	if _, err := unix.Write(s.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}); err != nil {
 		s.t.Errorf("wake: %v", err)
 	}
+	<-s.end
 }
 
 func (s *server) loop() {
@@ -74,7 +67,7 @@ func (s *server) loop() {
 			return
 		}
 		var b [8]byte
-		if n, _ := unix.Read(s.wake, b[:]); n == 8 && b[4] != 0 {
+		if n, _ := unix.Read(s.wake, b[:]); n == 8 {
 			return
 		}
 		requests = append(requests[:0], s.release()...)
@@ -101,7 +94,7 @@ func (s *server) loop() {
 			again = s.q.Stalled() && answered
 		}
 		if s.q.Stalled() {
-			fds[0].Events &^= unix.POLLIN // until a kick, or until the socket takes more answers
+			fds[0].Events &^= unix.POLLIN // until the socket takes more answers
 		}
 	}
 }
