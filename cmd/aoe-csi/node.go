@@ -67,7 +67,7 @@ func runNode(ctx context.Context, opt nodeOptions) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }() // at the end of the process nobody is left to tell
 	client := initiatorv1.NewInitiatorClient(conn)
 	nodes, recorder, stop, err := openNodeStore(opt.store, opt.kubeconfig, opt.nodeID)
 	if err != nil {

@@ -16,6 +16,7 @@ type identity struct {
 	probe   func(context.Context) error
 }
 
+// GetPluginInfo names the driver.
 func (s *identity) GetPluginInfo(context.Context, *csi.GetPluginInfoRequest) (*csi.GetPluginInfoResponse, error) {
 	return &csi.GetPluginInfoResponse{Name: Name, VendorVersion: s.version}, nil
 }

@@ -72,4 +72,5 @@ type Recorder interface {
 // noEvents is the Recorder where nobody looks.
 type noEvents struct{}
 
+// PodEvent implements Recorder.
 func (noEvents) PodEvent(Pod, string, string) {}

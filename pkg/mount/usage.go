@@ -15,7 +15,7 @@ func (*Mounter) Usage(path string) (bytes, inodes [3]int64, err error) {
 	if err := unix.Statfs(path, &stat); err != nil {
 		return bytes, inodes, fmt.Errorf("statfs %s: %w", path, err)
 	}
-	block := int64(stat.Frsize)
+	block := stat.Frsize
 	bytes = [3]int64{int64(stat.Blocks) * block, int64(stat.Blocks-stat.Bfree) * block, int64(stat.Bavail) * block}
 	inodes = [3]int64{int64(stat.Files), int64(stat.Files - stat.Ffree), int64(stat.Ffree)}
 	return bytes, inodes, nil
