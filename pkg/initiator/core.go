@@ -93,6 +93,7 @@ type Core struct {
 
 	table    table
 	waiting  requestList // not, or not completely, in frames
+	resent   resent
 	held     requestList // writes behind a late copy of an older one
 	holds    holdBack
 	redo     []span // parts whose frame was given up, to be framed again

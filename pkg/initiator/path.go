@@ -59,6 +59,7 @@ type path struct {
 	acks         int
 	inflight     int
 	cut          time.Duration // when the window was halved last
+	uncut        int           // the window before
 
 	heard    time.Duration // last answer
 	timeouts int           // since then
@@ -133,7 +134,7 @@ func (p *path) shrink(now, sentAt time.Duration) bool {
 	if sentAt < p.cut {
 		return false
 	}
-	p.cut = now
+	p.cut, p.uncut = now, p.cwnd
 	p.cwnd = max(1, p.cwnd/2)
 	p.ssthresh = p.cwnd
 	p.acks = 0
@@ -141,6 +142,14 @@ func (p *path) shrink(now, sentAt time.Duration) bool {
 		p.backoff++
 	}
 	return true
+}
+
+// late takes the news that a frame, answered rtt after it was first sent, was not lost: it was sent again too early. The
+// halving is undone, and the round trip counts: Karn's rule would keep an estimate that has become too small for ever.
+func (p *path) late(rtt time.Duration) {
+	p.measure(rtt)
+	p.cwnd = min(max(p.cwnd, p.uncut), p.ceiling())
+	p.ssthresh = max(p.ssthresh, p.cwnd)
 }
 
 // heardFrom notes a valid answer.

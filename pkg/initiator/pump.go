@@ -206,6 +206,9 @@ func (c *Core) transmit(e *entry) {
 	e.frame.Hold()
 	c.out = append(c.out, Transmit{Link: e.path.link, Frame: e.frame})
 	c.stats.FramesSent++
+	if e.firstAt == 0 {
+		e.firstAt = c.now
+	}
 	e.sentAt = c.now
 	e.due = c.now + e.rto
 	c.wake(e.due)
@@ -362,7 +365,7 @@ func (c *Core) copyTo(e *entry, p *path) bool {
 	view.SetDst(p.mac)
 	view.SetSrc(c.links[p.link].MAC)
 	e.frame.Release()
-	e.frame = f
+	e.frame, e.firstAt = f, 0
 	return true
 }
 

@@ -41,6 +41,9 @@ func (c *Core) receive(link LinkID, b []byte) bool {
 		if e := c.table.find(f.Tag()); e != nil {
 			return e.path == p && c.onData(p, e, f)
 		}
+		if c.resent.take(p, f.Tag()) {
+			return true
+		}
 		return p.ctl.kind != controlNone && p.ctl.tag == f.Tag() && c.onControl(p, f)
 	case aoe.CommandOpen:
 		k := &c.session.ctl
@@ -110,6 +113,9 @@ func (c *Core) succeed(e *entry, payload []byte) {
 // finish ends an entry, which counts on no path any more, with an outcome.
 func (c *Core) finish(e *entry, err error) {
 	r, units := e.req, e.units()
+	if !e.slow() && e.sentAt != e.firstAt {
+		c.resent.put(answered{path: e.path, tag: e.tag, rtt: c.now - e.firstAt})
+	}
 	if r.modifies() {
 		if e.sends > 1 {
 			c.holdRange(e)

@@ -25,6 +25,7 @@ type entry struct {
 	path    *path    // nil: its path is gone
 	frame   *pool.Frame
 	parked  bool          // waits for a path
+	firstAt time.Duration // when the frame was first sent over its path
 	sentAt  time.Duration // the last time
 	due     time.Duration // retransmission
 	rto     time.Duration
