@@ -42,7 +42,7 @@ check: ## formatting, vet, lint, drift of modules, generated files and manifests
 
 lint: ## golangci-lint only
 	hack/binaries.sh build golangci-lint
-	"$$(hack/binaries.sh path)/golangci-lint" run --timeout 20m ./...
+	"$$(hack/binaries.sh path)/golangci-lint" run --allow-parallel-runners --timeout 20m ./...
 
 test: ## all levels, one after the other (root; 35 min when built, 75 from nothing)
 	@hack/test.sh

@@ -54,7 +54,7 @@ X
 
 lint() {
   "$ROOT/hack/binaries.sh" build golangci-lint
-  "$("$ROOT/hack/binaries.sh" path)/golangci-lint" run --timeout 20m ./...
+  "$("$ROOT/hack/binaries.sh" path)/golangci-lint" run --allow-parallel-runners --timeout 20m ./...
 }
 
 check "gofmt -s" formatted

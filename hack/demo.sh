@@ -134,8 +134,3 @@ start
 install_driver
 move_data
 look
-if [ -z "${KEEP:-}" ]; then
-  step "cleaning up"
-  k delete pod reader --wait --timeout=90s
-  k delete pvc data --wait --timeout=90s
-fi
