@@ -16,7 +16,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/aoe-csi/aoe-csi/pkg/api/v1alpha1"
 )
@@ -87,6 +89,7 @@ func connect(ctx context.Context) error {
 		return fmt.Errorf("KUBECONFIG=%q: %w", os.Getenv("KUBECONFIG"), err)
 	}
 	config.QPS, config.Burst = 50, 100
+	log.SetLogger(klog.Background())
 	scheme := clientgoscheme.Scheme
 	if err := v1alpha1.AddToScheme(scheme); err != nil {
 		return err
