@@ -100,6 +100,9 @@ func (a *attachment) again(ctx context.Context, opts Options) (bool, error) {
 	}
 	a.mu.Lock()
 	a.detachSince = time.Time{}
+	if a.flushing != nil {
+		a.flushing.stale = true
+	}
 	a.mu.Unlock()
 	a.setStage(attached, "")
 	return true, nil
@@ -109,7 +112,7 @@ func (a *attachment) again(ctx context.Context, opts Options) (bool, error) {
 func (a *attachment) disconnected() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.pump.gone.Load()
+	return a.pump != nil && a.pump.gone.Load()
 }
 
 // same says whether the options mean what is there.

@@ -27,6 +27,8 @@ const (
 type flushing struct {
 	done chan struct{} // closed when err is valid
 	err  error
+	// stale: an Attach came after it began; guarded by the attachment's mu.
+	stale bool
 }
 
 // Detach flushes and removes the device; not attached is success. While the target does not answer and I/O is pending the error
@@ -67,7 +69,7 @@ func (a *attachment) giveUpAt(timeout time.Duration) time.Time {
 
 func (a *attachment) detach(ctx context.Context, force bool, timeout time.Duration) error {
 	start := time.Now()
-	if !force {
+	if !force && !a.disconnected() { // else its number may be another volume's by now
 		err := a.quiesce(ctx, a.giveUpAt(timeout))
 		switch {
 		case errors.Is(err, errGiveUp):
@@ -107,15 +109,19 @@ var errGiveUp = errors.New("detach timeout has passed")
 func (a *attachment) quiesce(ctx context.Context, limit time.Time) error {
 	wait, cancel := waitContext(ctx, limit)
 	defer cancel()
-	f := a.flush()
-	select {
-	case <-f.done:
-	case <-wait.Done():
-		return a.notYet(ctx, limit)
+	var f *flushing
+	for stale := true; stale; {
+		f = a.flush()
+		select {
+		case <-f.done:
+		case <-wait.Done():
+			return a.notYet(ctx, limit)
+		}
+		a.mu.Lock()
+		stale = f.stale // the device was used since: flushed, and found unmounted, once more
+		a.flushing = nil
+		a.mu.Unlock()
 	}
-	a.mu.Lock()
-	a.flushing = nil
-	a.mu.Unlock()
 	switch {
 	case errors.Is(f.err, unix.EBUSY):
 		return fmt.Errorf("%w: %s is mounted or held open exclusively; unmount it first", ErrInUse, a.device().Path())

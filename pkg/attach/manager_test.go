@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/aoe-csi/aoe-csi/pkg/aoe"
 	"github.com/aoe-csi/aoe-csi/pkg/blockdev"
 	"github.com/aoe-csi/aoe-csi/pkg/initiator"
@@ -416,6 +418,28 @@ func TestRestartWithoutTarget(t *testing.T) {
 		return err == nil && s.State == "live"
 	})
 	b.queue(1).io(t, blockdev.OpRead, 0, make([]byte, 512))
+}
+
+// TestDetachJudgesAnew: a flush that began before the volume was attached again says nothing about now.
+func TestDetachJudgesAnew(t *testing.T) {
+	b := newBench(t)
+	b.attach(1)
+	a := b.m.get("e7.1")
+	old := &flushing{done: make(chan struct{})}
+	a.mu.Lock()
+	a.flushing = old
+	a.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	if err := b.m.Detach(ctx, "e7.1", false, time.Minute); !errors.Is(err, ErrPending) {
+		t.Fatalf("detach while the flush hangs: %v, want ErrPending", err)
+	}
+	b.attach(1)
+	old.err = unix.EBUSY
+	close(old.done)
+	if err := b.m.Detach(context.Background(), "e7.1", false, time.Minute); err != nil {
+		t.Fatalf("detach judged by an old flush: %v", err)
+	}
 }
 
 // TestDisconnectedByOthers: a device that somebody else ended is told of, and the next Attach makes another.

@@ -99,7 +99,7 @@ func (p *pump) Ready(events uint32) {
 		p.poll()
 	}
 	if events&unix.EPOLLHUP != 0 && p.watching && p.queue.Stalled() {
-		p.unwatch() // what was left behind will never be read, and the event would come for ever
+		p.end() // what was left behind will never be read, and the event would come for ever
 	}
 }
 
@@ -136,7 +136,14 @@ func (p *pump) poll() {
 		klog.V(2).InfoS("Front end's queue ended", "volume", p.name, "reason", err)
 		p.unwatch()
 		p.flush()
-		p.gone.Store(true)
+		p.end()
+	}
+}
+
+// end notes that the kernel's end is gone.
+func (p *pump) end() {
+	p.unwatch()
+	if p.gone.CompareAndSwap(false, true) {
 		p.ended()
 	}
 }
@@ -196,7 +203,7 @@ func (p *pump) flush() (more bool) {
 	p.dirty = false
 	more, err := p.queue.Flush()
 	if err != nil {
-		p.unwatch()
+		p.end()
 		return false
 	}
 	if p.watching {

@@ -333,3 +333,29 @@ func TestPumpDoesNotAllocate(t *testing.T) {
 		t.Errorf("%v allocations for %d requests", n, len(q.requests))
 	}
 }
+
+// TestPumpNoticesTheEnd: however the kernel's end goes away, it is told of.
+func TestPumpNoticesTheEnd(t *testing.T) {
+	t.Run("while stalled", func(t *testing.T) {
+		p, q, _, _ := newScript(t)
+		p.queue = &stuckQueue{scriptQueue: q}
+		p.Ready(unix.EPOLLHUP)
+		if !p.gone.Load() || p.watching {
+			t.Errorf("gone %v, watching %v", p.gone.Load(), p.watching)
+		}
+	})
+	t.Run("at a flush", func(t *testing.T) {
+		p, q, _, _ := newScript(t)
+		p.queue = &brokenQueue{q}
+		p.Ready(unix.EPOLLOUT)
+		p.BeforeSleep()
+		if !p.gone.Load() || p.watching {
+			t.Errorf("gone %v, watching %v", p.gone.Load(), p.watching)
+		}
+	})
+}
+
+// brokenQueue has lost the kernel's end.
+type brokenQueue struct{ *scriptQueue }
+
+func (*brokenQueue) Flush() (bool, error) { return false, unix.EPIPE }

@@ -40,6 +40,13 @@ func (c *Core) startSize(p *path) {
 // sendSize asks for the first sectors of the disk with a request just as long as the answer, the extra bytes being zero. Nothing becomes
 // of the data.
 func (c *Core) sendSize(p *path) {
+	if c.session.state == sessionOpen && !c.table.room() {
+		if p.phase == pathUp {
+			return // asked again at the next proof
+		}
+		c.reopen()
+		return
+	}
 	f := c.data.Get()
 	if f == nil {
 		f = c.data.GetReserve()

@@ -262,7 +262,7 @@ func (s *Shelf) Grow(slot uint8, generation string, size int64) (LUN, error) {
 	if size > l.rec.Load().SizeBytes {
 		err := s.reserve(size, size-l.rec.Load().SizeBytes)
 		if err == nil {
-			err = l.back.grow(size)
+			err = l.growFile(size)
 		}
 		if err == nil {
 			err = l.save(func(rec *lunRecord) { rec.SizeBytes = size })
@@ -274,4 +274,15 @@ func (s *Shelf) Grow(slot uint8, generation string, size int64) (LUN, error) {
 		s.announce(l)
 	}
 	return l.info()
+}
+
+// growFile makes the file longer. Its fsync may be the one that hears of a write that was lost, so it counts as a flush.
+func (l *lun) growFile(size int64) error {
+	l.syncing.Lock()
+	defer l.syncing.Unlock()
+	err := l.back.grow(size)
+	if errors.Is(err, errSync) {
+		l.loseCache(err)
+	}
+	return err
 }

@@ -160,7 +160,9 @@ func (b *fileBackend) grow(n int64) error {
 		err = b.file.Truncate(n)
 	}
 	if err == nil {
-		err = b.file.Sync()
+		if err = b.file.Sync(); err != nil {
+			err = fmt.Errorf("%w: %w", errSync, err)
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("grow LUN file: %w", err)
@@ -177,3 +179,6 @@ func (b *fileBackend) allocated() (int64, error) {
 }
 
 func (b *fileBackend) close() error { return b.file.Close() }
+
+// errSync: an fsync failed; acknowledged writes may be gone.
+var errSync = errors.New("data not durable")

@@ -8,7 +8,7 @@ type missing struct {
 func (m missing) readAt([]byte, int64) error        { return m.err }
 func (m missing) readCached([]byte, int64) bool     { return false }
 func (m missing) writeAt([]byte, int64, bool) error { return m.err }
-func (m missing) sync() error                       { return nil } // nothing was acknowledged
+func (m missing) sync() error                       { return m.err } // an earlier process may have acknowledged writes
 func (m missing) discard(int64, int64) error        { return m.err }
 func (m missing) trims() bool                       { return false }
 func (m missing) grow(int64) error                  { return m.err }

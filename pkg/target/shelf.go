@@ -298,7 +298,21 @@ func (l *lun) close() (durable bool, err error) {
 		err = fmt.Errorf("%s: make data durable: %w", l.addr(), err)
 		durable = false
 	}
+	if !durable {
+		// The kernel tells of a loss once: a next process in the same boot would hear nothing. With a new epoch this LUN's loss is known,
+		// and the others lost nothing.
+		storeErr := l.renewCacheEpoch()
+		durable = storeErr == nil
+		err = errors.Join(err, storeErr)
+	}
 	return durable, errors.Join(err, l.back.close())
+}
+
+// renewCacheEpoch stores that acknowledged data may be gone, for the sessions of a later process.
+func (l *lun) renewCacheEpoch() error {
+	rec := l.rec.Load().clone()
+	rec.CacheEpoch = newCacheEpoch(rec.CacheEpoch)
+	return l.shelf.store.putLuns(rec)
 }
 
 // release closes what open opened.
