@@ -2,6 +2,7 @@
 # A real Kubernetes on this machine: control plane as processes in a network namespace of its own, nodes as VMs.
 #
 #   cluster.sh up [NODE…]          start everything afresh (default: node1 node2) and wait until the nodes are Ready
+#   cluster.sh wait                wait for the nodes, after an `up` with NO_WAIT=1 that returned when the API answered
 #   cluster.sh down                stop everything that `up` started; nothing is left running
 #   cluster.sh status              what runs
 #   cluster.sh kubectl ARG…        kubectl as administrator
@@ -71,6 +72,10 @@ up() {
   say "starting the control plane"
   control_plane_up
   control_plane_ready
+  if [ -n "${NO_WAIT:-}" ]; then
+    say "the API answers after $((SECONDS - started)) s, nodes are booting"
+    return
+  fi
   node_ready "$@"
   say "cluster is up after $((SECONDS - started)) s; try: hack/cluster.sh kubectl get nodes -o wide"
 }
@@ -127,6 +132,7 @@ case $command in
   up | down | status | import | run | logs | kubectl) "$command" "$@" ;;
   helm) run "$PROGRAMS/helm" "$@" ;;
   node) node_start "$1" && node_ready "$1" ;;
+  wait) node_ready $(running_nodes) ;;
   node-exec) node_exec "$@" ;;
   node-kill) node_kill "$1" ;;
   node-reset) node_reset "$1" ;;

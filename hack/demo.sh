@@ -86,24 +86,29 @@ start() {
     return
   fi
   step "booting a Kubernetes with two nodes"
-  CLUSTER_WAIT=${CLUSTER_WAIT:-600} "$CLUSTER" up
+  # The chart can be installed while the nodes are still booting.
+  CLUSTER_WAIT=${CLUSTER_WAIT:-600} NO_WAIT=1 "$CLUSTER" up
   UP=1
 }
+
+# registered NODE: has the kubelet accepted the plugin?
+registered() { [[ " $(k get csinode "$1" -o 'jsonpath={.spec.drivers[*].name}') " == *" driver.aoe-csi.io "* ]]; }
 
 install_driver() {
   step "installing the chart"
   "$CLUSTER" helm upgrade --install aoe-csi "$ROOT/charts/aoe-csi" -n aoe-csi --create-namespace --set 'storageInterface={eth1}'
-  k -n aoe-csi rollout status deployment/aoe-csi-controller --timeout=180s
+  "$CLUSTER" wait
   step "making node1 shelf 7"
   # After the controller has made the certificates: a pod that misses its Secret is retried ever more slowly.
-  k -n aoe-csi wait --for=create secret/aoe-csi-shelf-tls --timeout=60s
+  k -n aoe-csi wait --for=create secret/aoe-csi-shelf-tls --timeout=180s
   k label --overwrite node node1 aoe-csi.io/shelf=7
-  k -n aoe-csi wait daemonset/aoe-csi-target --for=jsonpath='{.status.numberReady}'=1 --timeout=120s
-  k -n aoe-csi wait --for=condition=Ready pod --all --timeout=180s
+  step "waiting for the driver"
   local node
   for node in node1 node2; do
-    k wait "csinode/$node" --for=jsonpath='{.spec.drivers[?(@.name=="driver.aoe-csi.io")].nodeID}'=$node --timeout=120s
+    wait_for 180 "the driver on $node" registered "$node"
   done
+  k -n aoe-csi rollout status deployment/aoe-csi-controller --timeout=180s
+  k -n aoe-csi wait daemonset/aoe-csi-target --for=jsonpath='{.status.numberReady}'=1 --timeout=180s
 }
 
 move_data() {

@@ -68,6 +68,6 @@ evictionHard: {memory.available: 50Mi}
 X
 
 containerd >/results/containerd.log 2>&1 &
-for _ in $(seq 120); do ctr version >/dev/null 2>&1 && break; sleep 0.5; done
+for _ in $(seq 240); do [ ! -S /run/containerd/containerd.sock ] || break; sleep 0.5; done
 exec "/lower$programs/kubelet" --config=/etc/kubernetes/kubelet.yaml --kubeconfig=/results/kubeconfig \
   --node-ip="$(node_address "$n")" >/results/kubelet.log 2>&1
