@@ -30,11 +30,11 @@ func TestNothingIsAllocated(t *testing.T) {
 			sink += uint64(f.Tag()) + a.LBA() + uint64(data[0])
 		},
 		"reply": func() {
-			f := Frame(frames["read-ext"])
+			f := frames["read-ext"]
 			sink += uint64(PutATAReply(b, f, testDst, Addr{7, 3}, StatusDRDY, 0) + PutReply(b, f, testDst, Addr{7, 3}, ErrorUnavailable))
 		},
 		"config": func() {
-			c, err := Frame(frames["config-set-answer"]).Config()
+			c, err := frames["config-set-answer"].Config()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -53,11 +53,11 @@ func TestNothingIsAllocated(t *testing.T) {
 			sink += o.Incarnation()
 		},
 		"lists": func() {
-			m, err := Frame(frames["mask-add-answer"]).MACMask()
+			m, err := frames["mask-add-answer"].MACMask()
 			if err != nil {
 				t.Fatal(err)
 			}
-			r, err := Frame(frames["reserve-refused-answer"]).Reserve()
+			r, err := frames["reserve-refused-answer"].Reserve()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -71,7 +71,7 @@ func TestNothingIsAllocated(t *testing.T) {
 		},
 		"trim": func() { sink += PutTrim(payload, 1, 1<<20) },
 		"refusals": func() {
-			whole := Frame(frames["config-set"])
+			whole := frames["config-set"]
 			if _, err := ParseFrame(whole[:20]); err == nil {
 				t.Fatal("20 bytes are a frame")
 			}

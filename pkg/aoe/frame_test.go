@@ -78,7 +78,7 @@ func TestParseFrameRefuses(t *testing.T) {
 			if !errors.Is(err, tt.want) || err.Error() != tt.text {
 				t.Fatalf("got %v, want %q", err, tt.text)
 			}
-			if (f != nil) != (tt.want == ErrVersion) {
+			if (f != nil) != errors.Is(tt.want, ErrVersion) {
 				t.Errorf("frame %x", f)
 			}
 		})

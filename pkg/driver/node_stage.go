@@ -83,7 +83,7 @@ func (n *Node) stage(ctx context.Context, s *staging) error {
 	if err := n.mountStaged(s, device); err != nil {
 		if undo := n.undoAttach(ctx, s.id, device); undo != nil {
 			// The cause decides the code; what came after it is for people.
-			err = fmt.Errorf("%w (and detaching after that: %v)", err, undo)
+			err = fmt.Errorf("%w (and detaching after that: %v)", err, undo) //nolint:errorlint // err alone decides
 		}
 		return err
 	}

@@ -30,7 +30,7 @@ const (
 )
 
 // matches says whether the data may be the volume's.
-func (c *Core) matches(p *path, id aoe.Identify) bool {
+func (c *Core) matches(id aoe.Identify) bool {
 	if g := c.cfg.Generation; g != "" && !id.HasSerial(g) {
 		return false
 	}
@@ -44,7 +44,7 @@ func (c *Core) matches(p *path, id aoe.Identify) bool {
 
 // onIdentify takes a path's proof, or its failure.
 func (c *Core) onIdentify(p *path, id aoe.Identify) {
-	if !c.matches(p, id) || !id.ChecksumValid() {
+	if !c.matches(id) || !id.ChecksumValid() {
 		c.bad(p, ErrIdentity)
 		return
 	}

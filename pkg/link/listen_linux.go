@@ -9,9 +9,9 @@ import (
 )
 
 var (
-	// ErrInUse: another process listens at the path.
+	// ErrInUse says that another process listens at the path.
 	ErrInUse = errors.New("in use")
-	// ErrNobody: no connection waits to be accepted.
+	// ErrNobody says that no connection waits to be accepted.
 	ErrNobody = errors.New("nobody waits")
 )
 

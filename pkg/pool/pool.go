@@ -150,7 +150,7 @@ func (p *Pool) put(f *Frame) {
 	p.held--
 	if p.closed {
 		if p.held == 0 {
-			p.unmap()
+			_ = p.unmap() // Release has nobody to tell; a mapping of our own can always be unmapped
 		}
 		return
 	}

@@ -85,7 +85,7 @@ func writeAll(t *testing.T, dev string, fill byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close() //nolint:errcheck // synced
+	defer f.Close()
 	block := bytes.Repeat([]byte{fill}, 1<<20)
 	for off := int64(0); off < 64<<20; off += int64(len(block)) {
 		if _, err := f.WriteAt(block, off); err != nil {
@@ -117,7 +117,7 @@ func sum(t *testing.T, file string) [32]byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	h := sha256.New()
 	if _, err := io.Copy(h, f); err != nil {
 		t.Fatal(err)
