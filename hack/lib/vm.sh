@@ -17,7 +17,7 @@ vm_build() {
 }
 
 vm_up_to_date() {
-  [ -e "$VM/initrd" ] && [ "$ROOT/hack/vm/init" -ot "$VM/initrd" ] && [ "$ROOT/hack/vm/modules" -ot "$VM/initrd" ]
+  [ -e "$VM/initrd" ] && [ "$(vm_inputs)" = "$(cat "$VM/initrd.inputs" 2>/dev/null)" ]
 }
 
 unpack_kernel() {
@@ -36,6 +36,9 @@ unpack_kernel() {
   rm -rf "$VM/download"
   touch "$KERNEL/.unpacked"
 }
+
+# vm_inputs: what the initramfs is made from, by content, since a clone gives every file a new date.
+vm_inputs() { cat "$ROOT/hack/vm/init" "$ROOT/hack/vm/modules" | sha256sum; }
 
 # module_files RELEASE MODULE…: the files of the modules and of all they depend on, in loading order.
 module_files() {
@@ -68,6 +71,7 @@ make_initramfs() {
   done >"$tree/order"
   (cd "$tree" && find . | cpio -o -H newc 2>/dev/null) >"$VM/initrd.tmp"
   mv "$VM/initrd.tmp" "$VM/initrd"
+  vm_inputs >"$VM/initrd.inputs"
   rm -rf "$tree"
 }
 
