@@ -88,7 +88,7 @@ func (a *attachment) again(ctx context.Context, opts Options) (bool, error) {
 	case attaching, removed:
 		return false, a.takeDown(ctx) // under the lock it can only be what an earlier Attach or Detach could not finish
 	case recovering:
-		return false, fmt.Errorf("%w: %s is being taken over from an earlier initiator", ErrPending, a.rec.Device.Params.ID)
+		return false, fmt.Errorf("%w: %s is being taken over from an earlier initiator", ErrPending, a.opts.VolumeID)
 	case attached, detaching:
 	}
 	if err := a.same(opts); err != nil {
@@ -142,7 +142,7 @@ func (a *attachment) bringUp(ctx context.Context, timeout time.Duration) error {
 	if err := a.open(ctx, timeout, false); err != nil {
 		return err
 	}
-	disk, err := front.Create(ctx, deviceParams(a.opts, a.target().Info()))
+	disk, err := front.Create(ctx, deviceParams(a.m.id.String(), a.opts, a.target().Info()))
 	if err != nil {
 		return err
 	}

@@ -101,6 +101,20 @@ func (f *fakeFrontend) Remove(_ context.Context, s blockdev.State) error {
 	return nil
 }
 
+func (f *fakeFrontend) Features(context.Context) (blockdev.Features, error) {
+	return blockdev.Features{LiveResize: true}, nil
+}
+
+func (f *fakeFrontend) List() ([]blockdev.Found, error) {
+	f.k.mu.Lock()
+	defer f.k.mu.Unlock()
+	var found []blockdev.Found
+	for n, d := range f.k.devices {
+		found = append(found, blockdev.Found{Number: n, Path: f.k.path(n), ID: d.id, Served: d.server != nil})
+	}
+	return found, nil
+}
+
 type fakeDevice struct {
 	k         *fakeKernel
 	q         *fakeQueue

@@ -73,10 +73,16 @@ func (m *Manager) frontend(name string) blockdev.Frontend {
 	return m.cfg.Frontends[i]
 }
 
+// deviceID is what the kernel keeps of whose a device is, and what: "aoe-csi:INITIATOR:VOLUME@GENERATION". One initiator at a
+// time has the UUID, so a device with it is served by this process or by nobody.
+func deviceID(initiatorUUID string, opts Options) string {
+	return blockdev.Mark + initiatorUUID + ":" + opts.VolumeID + "@" + opts.Generation
+}
+
 // deviceParams describes the device to make for a target.
-func deviceParams(opts Options, info initiator.Info) blockdev.Params {
+func deviceParams(initiatorUUID string, opts Options, info initiator.Info) blockdev.Params {
 	p := blockdev.Params{
-		ID:            opts.VolumeID + "@" + opts.Generation,
+		ID:            deviceID(initiatorUUID, opts),
 		SizeBytes:     info.Sectors * sectorBytes,
 		LogicalBlock:  sectorBytes,
 		PhysicalBlock: max(info.PhysicalBlock, sectorBytes),

@@ -120,7 +120,7 @@ func (b *bench) attach(slot uint8) Status {
 func (b *bench) queue(slot uint8) *fakeQueue {
 	b.t.Helper()
 	o := options(slot)
-	d := b.kernel.disk(o.VolumeID + "@" + o.Generation)
+	d := b.kernel.disk(deviceID(b.m.id.String(), o))
 	if d == nil || d.server == nil {
 		b.t.Fatalf("e7.%d has no device, or nobody serves it", slot)
 	}
@@ -312,7 +312,7 @@ func TestDetachWithIOPending(t *testing.T) {
 	q := b.queue(1)
 	b.stopTarget()
 	pending := q.do(blockdev.OpWrite, 0, make([]byte, 4096))
-	disk := b.kernel.disk("e7.1@" + options(1).Generation)
+	disk := b.kernel.disk(deviceID(b.m.id.String(), options(1)))
 	b.kernel.set(func() { disk.busy = true })
 
 	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
@@ -409,7 +409,7 @@ func TestRestartWithoutTarget(t *testing.T) {
 	if err := b.m.Detach(context.Background(), "e7.2", true, 0); err != nil {
 		t.Errorf("forced: %v", err)
 	}
-	if b.kernel.disk("e7.2@"+options(2).Generation) != nil {
+	if b.kernel.disk(deviceID(b.m.id.String(), options(2))) != nil {
 		t.Error("the device is still there")
 	}
 	b.startTarget()
@@ -498,7 +498,7 @@ func TestRecordsOfOtherTimes(t *testing.T) {
 	if _, err := os.Stat(newer); err != nil {
 		t.Errorf("record of a newer version: %v", err)
 	}
-	if b.kernel.disk("e7.2@"+options(2).Generation) != nil {
+	if b.kernel.disk(deviceID(b.m.id.String(), options(2))) != nil {
 		t.Error("a device that nobody was told of is still there")
 	}
 }

@@ -69,7 +69,7 @@ type Queue interface {
 
 // Params describes the device to make.
 type Params struct {
-	// ID identifies the volume to the kernel ("volume@generation"), where the front end can hold it.
+	// ID identifies the volume to the kernel (Mark, then "initiator:volume@generation"), where the front end can hold it.
 	ID            string
 	SizeBytes     uint64 // multiple of LogicalBlock
 	LogicalBlock  uint32 // bytes; AoE's is 512
@@ -115,12 +115,33 @@ type Device interface {
 	Close() error
 }
 
+// Mark begins the ID of every device that this software makes. A front end that can store an ID finds its devices by it; another
+// keeps a mark of its own in the kernel.
+const Mark = "aoe-csi:"
+
+// Found is a device in the kernel that carries our mark, whether or not anybody remembers it.
+type Found struct {
+	Number int    // N of /dev/nbdN, /dev/ublkbN
+	Path   string // the device node
+	ID     string // of its Params; empty where the front end cannot store it
+	// Served: a living process, this one or another, is known to serve it. False is no proof of the contrary where the kernel
+	// does not tell (NBD names the process that made a device, not the one that took it over).
+	Served bool
+}
+
+// Features is what a front end can do on this kernel beyond what Probe asks for.
+type Features struct {
+	LiveResize bool // Device.Resize works on a device that is in use
+}
+
 // Frontend makes devices of one kind.
 type Frontend interface {
 	// Name is "nbd" or "ublk".
 	Name() string
 	// Probe says whether it works here: nil, or an error that wraps ErrUnsupported and says why.
 	Probe(ctx context.Context) error
+	// Features tells what this kernel lets it do; only after a Probe that succeeded.
+	Features(ctx context.Context) (Features, error)
 	// Create picks a device number and prepares the queue; nothing can be seen on the host before Start.
 	Create(ctx context.Context, p Params) (Device, error)
 	// Recover prepares a server for a device that an earlier process left; Start then takes it over.
@@ -129,4 +150,6 @@ type Frontend interface {
 	Exists(s State) (bool, error)
 	// Remove ends a device that nobody serves; pending I/O fails. Absent is success.
 	Remove(ctx context.Context, s State) error
+	// List finds the devices in the kernel that carry our mark. It reads only, opens no device and never waits for one.
+	List() ([]Found, error)
 }

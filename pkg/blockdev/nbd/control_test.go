@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -92,6 +94,27 @@ func TestFind(t *testing.T) {
 	f.sys.root = filepath.Join(s.root, "missing")
 	if exists, err := f.Exists(blockdev.State{ID: "v@4"}); err != nil || exists {
 		t.Errorf("Exists without the driver: %v, %v", exists, err)
+	}
+}
+
+// TestList: only what is configured and has our mark is found.
+func TestList(t *testing.T) {
+	f := New()
+	f.sys = fakeSysfs(t, map[string]map[string]string{
+		"nbd0": {"size": "1", "pid": strconv.Itoa(os.Getpid()), "backend": blockdev.Mark + "u:v@1"},
+		"nbd1": {"size": "1", "pid": strconv.Itoa(1 << 30), "backend": blockdev.Mark + "u:v@2"}, // beyond the largest process ID
+		"nbd2": {"size": "1", "backend": blockdev.Mark + "u:v@3"},                               // disconnected, and still held open
+		"nbd3": {"size": "1", "pid": "1", "backend": "somebody's " + blockdev.Mark},
+		"nbd4": {"size": "1", "pid": "1"},
+		"sda":  {"size": "1"},
+	})
+	got, err := f.List()
+	want := []blockdev.Found{
+		{Number: 0, Path: "/dev/nbd0", ID: blockdev.Mark + "u:v@1", Served: true},
+		{Number: 1, Path: "/dev/nbd1", ID: blockdev.Mark + "u:v@2"},
+	}
+	if err != nil || !slices.Equal(got, want) {
+		t.Errorf("found %+v, %v; want %+v", got, err, want)
 	}
 }
 

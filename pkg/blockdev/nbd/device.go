@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"sync"
 	"syscall"
@@ -85,7 +84,7 @@ func (d *device) Path() string {
 }
 
 func (d *device) path() string {
-	return filepath.Join(d.f.dev, fmt.Sprintf("nbd%d", d.state.Number))
+	return d.f.path(d.state.Number)
 }
 
 // State implements blockdev.Device.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -68,6 +69,45 @@ func (f *Frontend) Probe(ctx context.Context) error {
 	}
 	return fmt.Errorf("nbd: %w: %w", blockdev.ErrUnsupported, err)
 }
+
+// Features implements blockdev.Frontend.
+func (f *Frontend) Features(context.Context) (blockdev.Features, error) {
+	return blockdev.Features{LiveResize: true}, nil
+}
+
+// List implements blockdev.Frontend.
+func (f *Frontend) List() ([]blockdev.Found, error) {
+	numbers, err := f.sys.numbers()
+	if err != nil {
+		return nil, fmt.Errorf("list nbd devices: %w", err)
+	}
+	var found []blockdev.Found
+	for _, number := range numbers {
+		id, err := f.sys.backend(number)
+		if err != nil {
+			return nil, fmt.Errorf("list nbd devices: %w", err)
+		}
+		if !strings.HasPrefix(id, blockdev.Mark) {
+			continue
+		}
+		maker, err := f.sys.maker(number)
+		if err != nil {
+			return nil, fmt.Errorf("list nbd devices: %w", err)
+		}
+		if maker == 0 {
+			continue // disconnected, though somebody may still hold it open
+		}
+		found = append(found, blockdev.Found{Number: number, Path: f.path(number), ID: id, Served: alive(maker)})
+	}
+	return found, nil
+}
+
+// alive says whether the process is there. The attribute pid is as the host's PID namespace counts.
+func alive(pid int) bool {
+	return unix.Kill(pid, 0) != unix.ESRCH
+}
+
+func (f *Frontend) path(number int) string { return filepath.Join(f.dev, fmt.Sprintf("nbd%d", number)) }
 
 // capable checks what can be told without the driver: rights, and a kernel that knows identifiers (5.14).
 func capable() error {

@@ -31,16 +31,22 @@ func (s sysfs) write(number int, value string, elem ...string) error {
 	return os.WriteFile(s.path(number, elem...), []byte(value), 0)
 }
 
-// connected says whether somebody configured the device: the attribute pid exists only then.
+// connected says whether somebody configured the device.
 func (s sysfs) connected(number int) (bool, error) {
-	_, err := s.read(number, "pid")
-	switch {
-	case err == nil:
-		return true, nil
-	case errors.Is(err, fs.ErrNotExist):
-		return false, nil
+	maker, err := s.maker(number)
+	return maker != 0, err
+}
+
+// maker returns the process that configured the device: the attribute pid exists only while it is configured. 0: it is not.
+func (s sysfs) maker(number int) (int, error) {
+	text, err := s.read(number, "pid")
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
 	}
-	return false, err
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(text)
 }
 
 // backend returns the identifier of a connected device; empty when there is none.
