@@ -188,6 +188,7 @@ func code(err error) codes.Code {
 		{blockdev.ErrHung, codes.Unavailable},
 		{blockdev.ErrNotYet, codes.Unavailable},
 		{blockdev.ErrUnsupported, codes.FailedPrecondition},
+		{blockdev.ErrCannotGrow, codes.FailedPrecondition},
 		{ErrPending, codes.Unavailable},
 		{ErrStopping, codes.Unavailable},
 		{initiator.ErrPending, codes.Unavailable},

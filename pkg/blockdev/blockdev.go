@@ -17,6 +17,9 @@ var (
 	ErrNotYet = errors.New("earlier server not gone yet")
 	// ErrHung: a control call of the kernel did not come back in time.
 	ErrHung = errors.New("kernel control call hangs")
+	// ErrCannotGrow: this kernel cannot change the size of a live device of this front end; the wrapping error names the
+	// kernel. A device that is made anew has the new size.
+	ErrCannotGrow = errors.New("live device cannot grow here")
 )
 
 // Op is what a request asks for.
@@ -106,7 +109,8 @@ type Device interface {
 	Start(ctx context.Context) error
 	// Idle says whether the kernel has no request out on the device right now.
 	Idle() (bool, error)
-	// Resize tells the kernel the new size; only while the target answers.
+	// Resize tells the kernel a larger size; only while the target answers. Errors match ErrCannotGrow, or ErrHung when
+	// the kernel did not answer in time and may yet do it.
 	Resize(ctx context.Context, bytes uint64) error
 	// Stop removes the device: pending requests fail unless the event loop completes them meanwhile. The event loop
 	// serves the queue until Stop has returned. It does not wait for I/O (ask Idle first). Idempotent.
