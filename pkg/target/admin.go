@@ -246,14 +246,21 @@ func (l *lun) retire(ctx context.Context) error {
 	return nil
 }
 
-// Grow makes a LUN at least size bytes long. Errors: ErrNotFound, ErrInvalid, ErrTooLarge, ErrNoSpace.
+// Grow makes a LUN at least size bytes long, also while it is in use: when Grow returns, IDENTIFY says so. A LUN that is as large
+// already stays as it is. Errors: ErrNotFound, ErrInvalid, ErrTooLarge, ErrNoSpace.
 func (s *Shelf) Grow(slot uint8, generation string, size int64) (LUN, error) {
-	if size <= 0 || size > maxLUNBytes {
+	switch {
+	case size <= 0:
 		return LUN{}, fmt.Errorf("grow LUN: %w: size %d", ErrInvalid, size)
+	case size > maxLUNBytes:
+		return LUN{}, fmt.Errorf("grow LUN: %w: size %d, the most is %d", ErrTooLarge, size, maxLUNBytes)
 	}
 	size = roundUp(size)
 	s.admin.Lock()
 	defer s.admin.Unlock()
+	if s.closed {
+		return LUN{}, fmt.Errorf("grow LUN: %w", ErrClosed)
+	}
 	l, err := s.find(slot, generation)
 	if err != nil {
 		return LUN{}, fmt.Errorf("grow LUN: %w", err)

@@ -1,11 +1,14 @@
 package target
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"testing"
+
+	"github.com/aoe-csi/aoe-csi/pkg/aoe"
 )
 
 func TestCreate(t *testing.T) {
@@ -132,6 +135,55 @@ func TestGrow(t *testing.T) {
 	r.start()
 	if l, err := r.shelf.Get(3, testGen); err != nil || l.SizeBytes != 2<<20 {
 		t.Fatalf("after a restart: %+v, %v", l, err)
+	}
+}
+
+// A LUN that a session writes to grows under it: IDENTIFY says the new size at once, what was written stays, the rest is zeroes.
+func TestGrowInUse(t *testing.T) {
+	r := newRig(t)
+	r.lun(ManagedAccess)
+	r.admit("a", macA)
+	a := r.client(macA)
+	epoch := a.session(uuidA, 1)
+	identified := func() uint64 {
+		t.Helper()
+		id, err := aoe.ParseIdentify(wantOK(t, a.call(a.ata(0, aoe.ATAFields{Command: aoe.ATAIdentify, Sectors: 1}, nil))).Data())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return id.Sectors()
+	}
+	last := block(0x5a, 1)
+	wantOK(t, a.call(a.write(tag(epoch, 1), lunSectors-1, last)))
+	wantATA(t, a.call(a.write(tag(epoch, 2), lunSectors, last)), 0x41, 0x10)
+	for _, size := range []int64{3<<20 - 5, 3 << 20, 1} { // rounded up; again; smaller
+		if l, err := r.shelf.Grow(3, testGen, size); err != nil || l.SizeBytes != 3<<20 || len(l.Admitted) != 1 {
+			t.Fatalf("grow to %d: %+v, %v", size, l, err)
+		}
+		if got := identified(); got != 3*lunSectors {
+			t.Fatalf("IDENTIFY says %d sectors", got)
+		}
+	}
+	data, err := wantOK(t, a.call(a.read(tag(epoch, 3), lunSectors-1, 2))).Payload(2)
+	if err != nil || !bytes.Equal(data, append(last, block(0, 1)...)) {
+		t.Errorf("around the old end: %v, or other data", err)
+	}
+	wantOK(t, a.call(a.write(tag(epoch, 4), 3*lunSectors-1, last)))
+	c, err := r.shelf.Capacity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for size, want := range map[int64]error{c.TotalBytes - sizeUnit: ErrNoSpace, c.TotalBytes + sizeUnit: ErrTooLarge, maxLUNBytes + 1: ErrTooLarge} {
+		if _, err := r.shelf.Grow(3, testGen, size); !errors.Is(err, want) {
+			t.Errorf("grow to %d of %d bytes: %v, want %v", size, c.TotalBytes, err, want)
+		}
+	}
+	if got := identified(); got != 3*lunSectors {
+		t.Errorf("after refusals IDENTIFY says %d sectors", got)
+	}
+	r.stop()
+	if _, err := r.shelf.Grow(3, testGen, 4<<20); !errors.Is(err, ErrClosed) {
+		t.Errorf("closed shelf: %v", err)
 	}
 }
 

@@ -67,7 +67,7 @@ func (s *Shelf) reserve(size, more int64) error {
 	case size > c.TotalBytes:
 		return fmt.Errorf("%w: %d bytes asked, it has %d in all", ErrTooLarge, size, c.TotalBytes)
 	case more > c.AvailableBytes:
-		return fmt.Errorf("%w: %d bytes asked, %d available", ErrNoSpace, more, c.AvailableBytes)
+		return fmt.Errorf("%w: %d more bytes asked, %d available", ErrNoSpace, more, c.AvailableBytes)
 	}
 	return nil
 }
