@@ -54,7 +54,7 @@ func (c *Core) onIdentify(p *path, id aoe.Identify) {
 	if !c.identity.known && !c.adopt(p, id) {
 		return
 	}
-	if s := id.Sectors(); s != c.identity.info.Sectors {
+	if s := id.Sectors(); s > c.identity.info.Sectors { // never smaller: an answer from before the growth may come late
 		c.identity.info.Sectors = s
 		c.changed = true
 	}

@@ -194,18 +194,41 @@ func TestIdentityIsProvedAgain(t *testing.T) {
 	}
 }
 
-// TestGrowth: the target's new size is seen when it is asked.
+// TestGrowth: the target's new size is seen when it is asked, although an answer from before the growth is on its way; and an old answer
+// that comes later takes nothing back.
 func TestGrowth(t *testing.T) {
 	w := newWorld(t, 8, lan, nil)
 	w.attach()
-	w.target.disk = append(w.target.disk, make([]byte, 1<<20)...)
+	small := w.target.disk
+	answered := false
+	w.net.SetTap(func(b []byte) bool {
+		f := aoe.Frame(b)
+		answered = answered || f.IsResponse() && f.Command() == aoe.CommandATA && len(f) >= aoe.ATALen+aoe.IdentifyLen
+		return true
+	})
 	w.core.Reconfirm(w.now)
-	w.run(time.Second)
+	if !w.until(time.Second, func() bool { return answered }) {
+		t.Fatal("nobody was asked")
+	}
+	w.target.disk = append(bytes.Clone(small), make([]byte, 1<<20)...)
+	before := w.core.Proofs()
+	w.core.Reconfirm(w.now)
+	if !w.until(time.Second, func() bool { return w.core.Proofs() != before }) {
+		t.Fatal("no proof came")
+	}
 	if got := w.core.Info().Sectors; got != 4096 {
 		t.Errorf("%d sectors", got)
 	}
 	if err := w.write(4095, pattern(1, 1)); err != nil {
 		t.Error(err)
+	}
+	large := w.target.disk
+	w.target.disk = small
+	w.core.Reconfirm(w.now)
+	w.run(time.Second)
+	w.target.disk = large
+	if err := w.write(4094, pattern(2, 1)); err != nil {
+		t.Errorf("after an answer from before the growth: %v", err)
 	}
 }
 

@@ -95,13 +95,19 @@ func (c *Core) Stats() Stats {
 	return s
 }
 
-// Reconfirm makes every path prove the identity again, and so learns a changed size; Proofs counts what comes of it.
+// Reconfirm makes every path that is up prove the identity again, and so learns a larger size; Proofs counts what comes of it. A
+// question that is on its way already is asked anew: its answer may be from before a growth.
 func (c *Core) Reconfirm(now time.Duration) {
 	c.enter(now)
 	for i := range c.paths {
-		if p := &c.paths[i]; p.used && p.phase == pathUp {
-			c.prove(p)
+		p := &c.paths[i]
+		if !p.used || p.phase != pathUp {
+			continue
 		}
+		if p.ctl.kind == controlIdentify {
+			c.endControl(&p.ctl)
+		}
+		c.prove(p)
 	}
 	c.leave()
 }
