@@ -19,10 +19,11 @@ kubelet                 kubernetes    $KUBERNETES_VERSION       k8s.io/kubernete
 kubectl                 kubernetes    $KUBERNETES_VERSION       k8s.io/kubernetes/cmd/kubectl
 csi-provisioner         provisioner   $CSI_PROVISIONER_VERSION  github.com/kubernetes-csi/external-provisioner/v6/cmd/csi-provisioner
 csi-attacher            attacher      $CSI_ATTACHER_VERSION     github.com/kubernetes-csi/external-attacher/v4/cmd/csi-attacher
+csi-resizer             resizer       $CSI_RESIZER_VERSION      github.com/kubernetes-csi/external-resizer/v2/cmd/csi-resizer
 helm                    helm          $HELM_VERSION             helm.sh/helm/v4/cmd/helm
 golangci-lint           golangci-lint $GOLANGCI_LINT_VERSION    github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 "
-CLUSTER="etcd kube-apiserver kube-controller-manager kube-scheduler kubelet kubectl csi-provisioner csi-attacher helm"
+CLUSTER="etcd kube-apiserver kube-controller-manager kube-scheduler kubelet kubectl csi-provisioner csi-attacher csi-resizer helm"
 
 # entry NAME: the catalogue's line.
 entry() { awk -v name="$1" '$1 == name' <<<"$CATALOGUE" | grep . || die "unknown program $1"; }
@@ -43,7 +44,7 @@ build() {
       ldflags='-s -w'
       case $module in
         kubernetes) ldflags+=" $K8S_LDFLAGS" ;;
-        provisioner | attacher) ldflags+=" -X main.version=v$version" ;;
+        provisioner | attacher | resizer) ldflags+=" -X main.version=v$version" ;;
       esac
       (cd "$ROOT/hack/third_party/$module" && CGO_ENABLED=0 go build -mod=readonly -ldflags "$ldflags" -o "$out.tmp" "$package")
       mv "$out.tmp" "$out"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Rewrites the consumer modules of third-party programs from ../versions.env. Run it after a change of a version and commit
 # what it leaves; builds use -mod=readonly and never change them.
-#   update.sh [MODULE…]     kubernetes etcd provisioner attacher helm golangci-lint
+#   update.sh [MODULE…]     kubernetes etcd provisioner attacher resizer helm golangci-lint
 set -euo pipefail
 source "$(dirname "$0")/../lib/common.sh"
 CSI=github.com/kubernetes-csi
@@ -42,11 +42,12 @@ update() {
     etcd) module etcd "go.etcd.io/etcd/server/v3@v$ETCD_VERSION" ;;
     provisioner) module provisioner "$CSI/external-provisioner/v6/cmd/csi-provisioner@v$CSI_PROVISIONER_VERSION" ;;
     attacher) module attacher "$CSI/external-attacher/v4/cmd/csi-attacher@v$CSI_ATTACHER_VERSION" ;;
+    resizer) module resizer "$CSI/external-resizer/v2/cmd/csi-resizer@v$CSI_RESIZER_VERSION" ;;
     helm) module helm "helm.sh/helm/v4/cmd/helm@v$HELM_VERSION" ;;
     golangci-lint) module golangci-lint "github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v$GOLANGCI_LINT_VERSION" ;;
     *) die "no module $1" ;;
   esac
 }
 
-[ $# -gt 0 ] || set -- kubernetes etcd provisioner attacher helm golangci-lint
+[ $# -gt 0 ] || set -- kubernetes etcd provisioner attacher resizer helm golangci-lint
 for name in "$@"; do (update "$name"); done
