@@ -23,9 +23,9 @@ func (a *nodeAttacher) Attach(ctx context.Context, id string, p volume.Publicati
 		VolumeId:   id,
 		Target:     &initiatorv1.Target{Shelf: uint32(p.Target.Shelf), Slot: uint32(p.Target.Slot)},
 		Generation: string(p.Generation),
-		Frontend:   p.Frontend,
-		DeadTime:   durationpb.New(p.DeadTime),
-		ReadOnly:   p.ReadOnly,
+		Frontend:   p.Frontend, FrontendReason: p.FrontendReason,
+		DeadTime: durationpb.New(p.DeadTime),
+		ReadOnly: p.ReadOnly,
 	})
 	if err != nil {
 		return "", fmt.Errorf("attach %s: %w", p.Target, explainInitiator(err))

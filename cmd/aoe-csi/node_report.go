@@ -131,7 +131,7 @@ func (r *nodeReporter) describe(has *initiatorv1.GetNodeResponse, attachments []
 		node.Interfaces = append(node.Interfaces, volume.Interface{Name: i.GetName(), MAC: i.GetMac(), MTU: int(i.GetMtu()), Up: i.GetUp()})
 	}
 	for _, f := range has.GetFrontends() {
-		node.Frontends = append(node.Frontends, volume.Frontend{Name: f.GetName(), Available: f.GetAvailable(), Reason: f.GetReason()})
+		node.Frontends = append(node.Frontends, volume.Frontend{Name: f.GetName(), Available: f.GetAvailable(), Reason: f.GetReason(), LiveResize: f.GetLiveResize()})
 	}
 	for _, a := range attachments {
 		node.Attachments = append(node.Attachments, nodeAttachment(a))

@@ -57,17 +57,17 @@ func attachments(ctx context.Context, client initiatorv1.InitiatorClient, args [
 
 func printAttachments(out io.Writer, list *initiatorv1.ListResponse, wide bool) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
-	columns := []string{"VOLUME", "TARGET", "DEVICE", "SIZE", "STATE", "PATHS", "SESSION"}
+	columns := []string{"VOLUME", "TARGET", "DEVICE", "SIZE", "STATE", "PATHS", "SESSION", "FRONTEND"}
 	if wide {
-		columns = append(columns, "FRONTEND", "SINCE", "READS", "WRITES", "OUT", "RETRANS", "POOL", "MODEL", "MESSAGE")
+		columns = append(columns, "REASON", "SINCE", "READS", "WRITES", "OUT", "RETRANS", "POOL", "MODEL", "MESSAGE")
 	}
 	fmt.Fprintln(w, strings.Join(columns, "\t"))
 	for _, a := range list.GetAttachments() {
 		row := []string{a.GetVolumeId(), targetName(a.GetTarget()), orDash(a.GetDevice()), humanBytes(a.GetSizeBytes()),
-			a.GetState(), describePaths(a.GetPaths(), wide), yesNo(a.GetSession())}
+			a.GetState(), describePaths(a.GetPaths(), wide), yesNo(a.GetSession()), orDash(a.GetFrontend())}
 		if wide {
 			s := a.GetStatistics()
-			row = append(row, orDash(a.GetFrontend()), time.Since(a.GetSince().AsTime()).Round(time.Second).String(),
+			row = append(row, orDash(a.GetFrontendReason()), time.Since(a.GetSince().AsTime()).Round(time.Second).String(),
 				humanBytes(s.GetReadBytes()), humanBytes(s.GetWriteBytes()), fmt.Sprint(s.GetOutstanding()),
 				fmt.Sprint(s.GetRetransmits()), fmt.Sprintf("%d/%d", s.GetPoolFrames(), s.GetPoolCeiling()),
 				orDash(a.GetModel()), orDash(a.GetMessage()))

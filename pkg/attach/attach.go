@@ -132,7 +132,7 @@ func (a *attachment) same(opts Options) error {
 
 // bringUp goes from nothing to a device that can be used. The record is there before the kernel knows of the device.
 func (a *attachment) bringUp(ctx context.Context, timeout time.Duration) error {
-	front, reason, err := a.m.choose(ctx, a.opts.Frontend)
+	front, reason, err := a.m.choose(ctx, a.opts)
 	if err != nil {
 		return err
 	}

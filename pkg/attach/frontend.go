@@ -1,6 +1,7 @@
 package attach
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -22,6 +23,8 @@ type FrontendStatus struct {
 	Name      string
 	Available bool
 	Reason    string // why not
+	// LiveResize: its devices can grow while they are in use.
+	LiveResize bool
 }
 
 // Frontends probes what there is.
@@ -31,6 +34,10 @@ func (m *Manager) Frontends(ctx context.Context) []FrontendStatus {
 		s := FrontendStatus{Name: f.Name(), Available: true}
 		if err := f.Probe(ctx); err != nil {
 			s.Available, s.Reason = false, err.Error()
+		} else if features, err := f.Features(ctx); err != nil {
+			s.Reason = err.Error()
+		} else {
+			s.LiveResize = features.LiveResize
 		}
 		all = append(all, s)
 	}
@@ -38,7 +45,8 @@ func (m *Manager) Frontends(ctx context.Context) []FrontendStatus {
 }
 
 // choose finds a front end that works, and says why this one.
-func (m *Manager) choose(ctx context.Context, asked string) (blockdev.Frontend, string, error) {
+func (m *Manager) choose(ctx context.Context, opts Options) (blockdev.Frontend, string, error) {
+	asked, reason := opts.Frontend, cmp.Or(opts.FrontendReason, "asked for")
 	var why []string
 	for i, f := range m.cfg.Frontends {
 		if asked != FrontendAuto && asked != f.Name() {
@@ -49,7 +57,7 @@ func (m *Manager) choose(ctx context.Context, asked string) (blockdev.Frontend, 
 		case err != nil:
 			why = append(why, err.Error())
 		case asked != FrontendAuto:
-			return f, "asked for", nil
+			return f, reason, nil
 		case len(m.cfg.Frontends) == 1:
 			return f, "the only one of this version", nil
 		case i == 0:

@@ -20,13 +20,15 @@ const recordFormat = 1
 
 // Options are how a volume was asked to be attached.
 type Options struct {
-	VolumeID   string        `json:"volumeID"`
-	Target     aoe.Addr      `json:"target"`
-	Generation string        `json:"generation,omitempty"` // empty: the target need not prove its identity
-	Frontend   string        `json:"frontend"`             // as asked for: "auto" or a name
-	DeadTime   time.Duration `json:"deadTime"`             // nanoseconds; 0: wait for ever
-	ReadOnly   bool          `json:"readOnly,omitempty"`
-	Interfaces []string      `json:"interfaces,omitempty"` // empty: all of the initiator's
+	VolumeID   string   `json:"volumeID"`
+	Target     aoe.Addr `json:"target"`
+	Generation string   `json:"generation,omitempty"` // empty: the target need not prove its identity
+	Frontend   string   `json:"frontend"`             // as asked for: "auto" or a name
+	// FrontendReason is why, by whoever chose Frontend; empty: somebody asked for it.
+	FrontendReason string        `json:"frontendReason,omitempty"`
+	DeadTime       time.Duration `json:"deadTime"` // nanoseconds; 0: wait for ever
+	ReadOnly       bool          `json:"readOnly,omitempty"`
+	Interfaces     []string      `json:"interfaces,omitempty"` // empty: all of the initiator's
 }
 
 // record is what must be known to go on with an attachment after this process died. Devices do not outlive the kernel, so

@@ -50,6 +50,7 @@ func (s *Server) Attach(ctx context.Context, r *initiatorv1.AttachRequest) (*ini
 	a, err := s.manager.Attach(ctx, Options{
 		VolumeID: r.GetVolumeId(), Target: target, Generation: r.GetGeneration(), Frontend: r.GetFrontend(),
 		DeadTime: r.GetDeadTime().AsDuration(), ReadOnly: r.GetReadOnly(), Interfaces: r.GetInterfaces(),
+		FrontendReason: r.GetFrontendReason(),
 	}, r.GetTimeout().AsDuration())
 	if err != nil {
 		return nil, status.Error(code(err), err.Error())
@@ -154,7 +155,8 @@ func (s *Server) GetNode(ctx context.Context, _ *initiatorv1.GetNodeRequest) (*i
 		response.Interfaces = append(response.Interfaces, described)
 	}
 	for _, f := range s.manager.Frontends(ctx) {
-		response.Frontends = append(response.Frontends, &initiatorv1.Frontend{Name: f.Name, Available: f.Available, Reason: f.Reason})
+		response.Frontends = append(response.Frontends, &initiatorv1.Frontend{Name: f.Name, Available: f.Available, Reason: f.Reason,
+			LiveResize: f.LiveResize})
 	}
 	return response, nil
 }

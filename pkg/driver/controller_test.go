@@ -120,6 +120,7 @@ func TestCreateVolumeBadRequests(t *testing.T) {
 			capability(mountCapability("xfs"))(r)
 			size(1<<20, 100<<20)(r)
 		}, codes.OutOfRange, "xfs needs"},
+		{"online expansion neither true nor false", parameter("onlineExpansion", "yes"), codes.InvalidArgument, "onlineExpansion"},
 		{"unknown parameter", parameter("shelve", "7"), codes.InvalidArgument, `parameter "shelve" is not known`},
 		{"parameter in wrong case", parameter("Shelf", "7"), codes.InvalidArgument, `"Shelf"`},
 		{"shelf no number", parameter("shelf", "seven"), codes.InvalidArgument, `shelf is "seven"`},
@@ -171,7 +172,7 @@ func TestCreateVolume(t *testing.T) {
 		CapacityRange:      &csi.CapacityRange{RequiredBytes: 400<<20 + 1, LimitBytes: 1 << 30},
 		VolumeCapabilities: []*csi.VolumeCapability{mountCapability("xfs")},
 		Parameters: map[string]string{
-			"shelf": "7", "mkfsOptions": " -L  data ", "frontend": "nbd", "deadTime": "90s",
+			"shelf": "7", "mkfsOptions": " -L  data ", "frontend": "nbd", "deadTime": "90s", "onlineExpansion": "true",
 			parameterClaimName: "data", parameterClaimNamespace: "shop", parameterVolumeName: "pv-1",
 		},
 		AccessibilityRequirements: &csi.TopologyRequirement{
@@ -182,7 +183,7 @@ func TestCreateVolume(t *testing.T) {
 	shelf := uint16(7)
 	want := volume.CreateRequest{
 		Name: "pvc-1", RequiredBytes: 400<<20 + 1, LimitBytes: 1 << 30, Segments: []string{"b", "a"}, Claim: "shop/data",
-		Parameters: volume.Parameters{Shelf: &shelf, FSType: "xfs", MkfsOptions: "-L data", Frontend: "nbd", DeadTime: 90 * time.Second},
+		Parameters: volume.Parameters{Shelf: &shelf, FSType: "xfs", MkfsOptions: "-L data", Frontend: "nbd", DeadTime: 90 * time.Second, OnlineExpansion: true},
 	}
 	got := volumes.last
 	if !got.Parameters.Equal(want.Parameters) || !slices.Equal(got.Segments, want.Segments) || got.Claim != want.Claim ||

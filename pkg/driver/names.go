@@ -14,8 +14,9 @@ const (
 	ContextTarget     = "target"     // shelf.slot: "e7.3"
 	ContextGeneration = "generation" // identity that the target has to prove
 	ContextFrontend   = "frontend"   // "auto", "ublk" or "nbd"
-	ContextDeadTime   = "deadTime"   // "1m30s"; "0s": wait for ever
-	ContextReadOnly   = "readOnly"   // "true", or absent
+	ContextReason     = "frontendReason"
+	ContextDeadTime   = "deadTime" // "1m30s"; "0s": wait for ever
+	ContextReadOnly   = "readOnly" // "true", or absent
 )
 
 // Keys of a volume context: what CreateVolume tells the node.
@@ -29,8 +30,9 @@ const (
 	ParameterShelf       = "shelf"                     // number of the shelf; absent: the one with most room
 	ParameterFSType      = "csi.storage.k8s.io/fstype" // "ext4" (default) or "xfs"
 	ParameterMkfsOptions = "mkfsOptions"
-	ParameterFrontend    = "frontend" // "auto" (default), "ublk" or "nbd"
-	ParameterDeadTime    = "deadTime" // after which I/O without an answer fails; "0" (default): never
+	ParameterFrontend    = "frontend"        // "auto" (default), "ublk" or "nbd"
+	ParameterExpansion   = "onlineExpansion" // "true": a front end whose devices grow while they are in use
+	ParameterDeadTime    = "deadTime"        // after which I/O without an answer fails; "0" (default): never
 )
 
 // Parameters that csi-provisioner adds with --extra-create-metadata.

@@ -37,10 +37,12 @@ func parseParameters(parameters map[string]string) (p volume.Parameters, claim s
 			p.Frontend, err = parseFrontend(value)
 		case ParameterDeadTime:
 			p.DeadTime, err = parseDeadTime(value)
+		case ParameterExpansion:
+			p.OnlineExpansion, err = parseExpansion(value)
 		case parameterClaimName, parameterClaimNamespace, parameterVolumeName:
 		default:
 			err = invalid("parameter %q is not known; known are %s", key, strings.Join([]string{
-				ParameterShelf, ParameterFSType, ParameterMkfsOptions, ParameterFrontend, ParameterDeadTime}, ", "))
+				ParameterShelf, ParameterFSType, ParameterMkfsOptions, ParameterFrontend, ParameterDeadTime, ParameterExpansion}, ", "))
 		}
 		if err != nil {
 			return volume.Parameters{}, "", err
@@ -90,6 +92,16 @@ func parseFrontend(value string) (string, error) {
 		return value, nil
 	}
 	return "", invalid("front end %q is not known; auto, ublk and nbd are", value)
+}
+
+func parseExpansion(value string) (bool, error) {
+	switch value {
+	case "true":
+		return true, nil
+	case "", "false":
+		return false, nil
+	}
+	return false, invalid("parameter %s is %q, neither true nor false", ParameterExpansion, value)
 }
 
 // parseDeadTime reads "90s", "5m" or "0". Less than a second would take every hiccup for death.

@@ -15,6 +15,9 @@ func encodePublication(p *volume.Publication) map[string]string {
 		ContextFrontend:   p.Frontend,
 		ContextDeadTime:   p.DeadTime.String(),
 	}
+	if p.FrontendReason != "" {
+		context[ContextReason] = p.FrontendReason
+	}
 	if p.ReadOnly {
 		context[ContextReadOnly] = "true"
 	}
@@ -46,6 +49,7 @@ func decodePublication(context map[string]string) (volume.Publication, error) {
 			return volume.Publication{}, invalid("publish context %q is %q, not a time", ContextDeadTime, text)
 		}
 	}
+	p.FrontendReason = context[ContextReason]
 	p.ReadOnly = context[ContextReadOnly] == "true"
 	return p, nil
 }

@@ -37,6 +37,7 @@ type volumeFile struct {
 	MkfsOptions string          `json:"mkfsOptions,omitempty"`
 	Frontend    string          `json:"frontend,omitempty"`
 	DeadTime    string          `json:"deadTime,omitempty"`
+	Online      bool            `json:"onlineExpansion,omitempty"`
 	Phase       volume.Phase    `json:"phase"`
 	Message     string          `json:"message,omitempty"`
 	Admitted    []admissionFile `json:"admitted,omitempty"`
@@ -49,13 +50,16 @@ type admissionFile struct {
 	MACs      []string `json:"macs,omitempty"`
 	ReadOnly  bool     `json:"readOnly,omitempty"`
 	Confirmed bool     `json:"confirmed,omitempty"`
+
+	Frontend       string `json:"frontend,omitempty"`
+	FrontendReason string `json:"frontendReason,omitempty"`
 }
 
 func newVolumeFile(r *volume.Record) *volumeFile {
 	f := &volumeFile{
 		header: header{fileFormat}, Name: r.Name, ID: r.ID.String(), SizeBytes: r.SizeBytes, Segment: r.Segment,
 		ShelfUUID: r.ShelfUUID, Claim: r.Claim, Shelf: r.Parameters.Shelf, FSType: r.Parameters.FSType,
-		MkfsOptions: r.Parameters.MkfsOptions, Frontend: r.Parameters.Frontend, Phase: r.Phase, Message: r.Message,
+		MkfsOptions: r.Parameters.MkfsOptions, Frontend: r.Parameters.Frontend, Online: r.Parameters.OnlineExpansion, Phase: r.Phase, Message: r.Message,
 		Created: r.Created, Version: r.Version,
 	}
 	if r.Parameters.DeadTime != 0 {
@@ -77,8 +81,9 @@ func (f *volumeFile) record() (*volume.Record, error) {
 	}
 	r := &volume.Record{
 		Name: f.Name, ID: id, SizeBytes: f.SizeBytes, Segment: f.Segment, ShelfUUID: f.ShelfUUID, Claim: f.Claim,
-		Parameters: volume.Parameters{Shelf: f.Shelf, FSType: f.FSType, MkfsOptions: f.MkfsOptions, Frontend: f.Frontend},
-		Phase:      f.Phase, Message: f.Message, Created: f.Created, Version: f.Version,
+		Parameters: volume.Parameters{Shelf: f.Shelf, FSType: f.FSType, MkfsOptions: f.MkfsOptions, Frontend: f.Frontend,
+			OnlineExpansion: f.Online},
+		Phase: f.Phase, Message: f.Message, Created: f.Created, Version: f.Version,
 	}
 	if f.DeadTime != "" {
 		if r.Parameters.DeadTime, err = time.ParseDuration(f.DeadTime); err != nil {

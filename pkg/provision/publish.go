@@ -33,11 +33,11 @@ func (s *Service) publish(ctx context.Context, rec *volume.Record, name string, 
 	if err != nil {
 		return nil, err
 	}
-	frontend, err := chooseFrontend(rec.Parameters.Frontend, node)
+	choice, err := frontendFor(rec, node)
 	if err != nil {
 		return nil, err
 	}
-	adm := volume.Admission{Node: name, MACs: node.MACs(), ReadOnly: readOnly}
+	adm := volume.Admission{Node: name, MACs: node.MACs(), ReadOnly: readOnly, Frontend: choice.name, FrontendReason: choice.reason}
 	if err := s.change(ctx, rec, func(r *volume.Record) error { return remember(r, adm) }); err != nil {
 		return nil, err
 	}
@@ -58,13 +58,16 @@ func (s *Service) publish(ctx context.Context, rec *volume.Record, name string, 
 	}
 	if newly {
 		s.recorder.Event(rec, EventNormal, "NodeAdmitted", fmt.Sprintf("node %s may use %s (its MACs: %s)", name, rec.ID.Addr, strings.Join(adm.MACs, ", ")))
+		if adm.Frontend != frontendAuto {
+			s.recorder.Event(rec, EventNormal, "FrontendSelected", fmt.Sprintf("node %s makes the device through %s: %s", name, adm.Frontend, adm.FrontendReason))
+		}
 	}
 	return &volume.Publication{
 		Target:     rec.ID.Addr,
 		Generation: rec.ID.Generation,
-		Frontend:   frontend,
-		DeadTime:   rec.Parameters.DeadTime,
-		ReadOnly:   readOnly,
+		Frontend:   adm.Frontend, FrontendReason: adm.FrontendReason,
+		DeadTime: rec.Parameters.DeadTime,
+		ReadOnly: readOnly,
 	}, nil
 }
 
@@ -122,8 +125,14 @@ func remember(r *volume.Record, adm volume.Admission) error {
 		return nil
 	case have.ReadOnly != adm.ReadOnly:
 		return fmt.Errorf("%w: %s is published to node %s with readonly=%t", volume.ErrConflict, r.ID.Addr, have.Node, have.ReadOnly)
-	case covers(have.MACs, adm.MACs):
-		return errUnchanged
+	}
+	same := have.Frontend == adm.Frontend
+	have.Frontend, have.FrontendReason = adm.Frontend, adm.FrontendReason
+	if covers(have.MACs, adm.MACs) {
+		if same {
+			return errUnchanged
+		}
+		return nil
 	}
 	// None is taken away: a node that is starting tells of fewer interfaces than its devices use.
 	have.MACs, have.Confirmed = union(have.MACs, adm.MACs), false
@@ -243,35 +252,4 @@ func drop(r *volume.Record, node string) error {
 		return errUnchanged
 	}
 	return nil
-}
-
-// frontendAuto leaves the front end to the driver.
-const frontendAuto = "auto"
-
-// chooseFrontend picks how the node makes the device: what the StorageClass says, or the
-// best that the node has. A node that tells of none decides by itself.
-func chooseFrontend(wanted string, node *volume.Node) (string, error) {
-	if wanted == "" {
-		wanted = frontendAuto
-	}
-	if len(node.Frontends) == 0 {
-		return wanted, nil
-	}
-	candidates := []string{wanted}
-	if wanted == frontendAuto {
-		candidates = []string{"ublk", "nbd"}
-	}
-	var why []string
-	for _, name := range candidates {
-		i := slices.IndexFunc(node.Frontends, func(f volume.Frontend) bool { return f.Name == name })
-		switch {
-		case i < 0:
-			why = append(why, name+": unknown there")
-		case !node.Frontends[i].Available:
-			why = append(why, name+": "+node.Frontends[i].Reason)
-		default:
-			return name, nil
-		}
-	}
-	return "", fmt.Errorf("%w: node %s cannot make a block device (front end %q; %s)", volume.ErrPrecondition, node.Name, wanted, strings.Join(why, "; "))
 }

@@ -59,7 +59,7 @@ func TestPublish(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := volume.Publication{Target: v.ID.Addr, Generation: v.ID.Generation, Frontend: "nbd", DeadTime: time.Minute}
+	want := volume.Publication{Target: v.ID.Addr, Generation: v.ID.Generation, Frontend: "nbd", FrontendReason: "the StorageClass asks for it", DeadTime: time.Minute}
 	for range 2 {
 		if p := w.publish(v, "n1"); *p != want {
 			t.Errorf("publication %+v, want %+v", p, want)
@@ -132,39 +132,6 @@ func TestPublishRefuses(t *testing.T) {
 			}
 			w.wantAdmitted(v)
 		})
-	}
-}
-
-func TestChoiceOfFrontend(t *testing.T) {
-	tests := []struct {
-		wanted string
-		has    []volume.Frontend
-		want   string // empty: refused
-	}{
-		{"", nil, "auto"},
-		{"nbd", nil, "nbd"},
-		{"auto", []volume.Frontend{{Name: "nbd", Available: true}}, "nbd"},
-		{"auto", []volume.Frontend{{Name: "nbd", Available: true}, {Name: "ublk", Available: true}}, "ublk"},
-		{"nbd", []volume.Frontend{{Name: "nbd", Available: true}, {Name: "ublk", Available: true}}, "nbd"},
-		{"ublk", []volume.Frontend{{Name: "nbd", Available: true}}, ""},
-	}
-	for _, tt := range tests {
-		w := newWorld(t, newFakeShelf(7))
-		node := volume.Node{Name: "n1", Frontends: tt.has, Interfaces: []volume.Interface{{MAC: "52:54:00:00:00:01"}}}
-		if err := w.store.PutNode(context.Background(), &node); err != nil {
-			t.Fatal(err)
-		}
-		v, err := w.service.Create(context.Background(), volume.CreateRequest{Name: "v", Parameters: volume.Parameters{Frontend: tt.wanted}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		p, err := w.service.Publish(context.Background(), v.ID.String(), "n1", false)
-		switch {
-		case tt.want == "" && !errors.Is(err, volume.ErrPrecondition):
-			t.Errorf("%q on %v: %v", tt.wanted, tt.has, err)
-		case tt.want != "" && (err != nil || p.Frontend != tt.want):
-			t.Errorf("%q on %v: %+v, %v; want %s", tt.wanted, tt.has, p, err, tt.want)
-		}
 	}
 }
 

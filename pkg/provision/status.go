@@ -24,25 +24,10 @@ func attachmentsOf(vol *v1alpha1.AoEVolume, nodes []v1alpha1.AoENode) []v1alpha1
 				Node: nodes[i].Name, Device: a.Device, Frontend: a.Frontend, FrontendReason: a.FrontendReason,
 				State: a.State, Message: a.Message, Since: a.Since, Paths: a.Paths,
 			})
-			if p := vol.Spec.Parameters.Frontend; p == "" || p == frontendAuto {
-				// The node was told one; what people want to know is why that one.
-				found[len(found)-1].FrontendReason = autoReason(a.Frontend, nodes[i].Spec.Frontends)
-			}
 		}
 	}
 	slices.SortFunc(found, func(a, b v1alpha1.AoEAttachment) int { return strings.Compare(a.Node, b.Node) })
 	return found
-}
-
-// autoReason says why "auto" led to this front end on a node.
-func autoReason(frontend string, has []v1alpha1.AoEFrontend) string {
-	reason := "auto: the best that the node has"
-	for _, f := range has {
-		if f.Name != frontend && !f.Available {
-			reason += "; not " + f.Name + ": " + f.Reason
-		}
-	}
-	return reason
 }
 
 // summarize brings attachments and conditions of the status up to date, in words that

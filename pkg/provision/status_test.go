@@ -96,7 +96,7 @@ func TestStatusFollowsTheVolume(t *testing.T) {
 	if len(vol.Status.Attachments) != 1 || vol.Status.Attachments[0].Device != "/dev/nbd0" || len(vol.Status.Attachments[0].Paths) != 2 {
 		t.Errorf("attachments %+v", vol.Status.Attachments)
 	}
-	wantCondition(t, vol, v1alpha1.ConditionAttached, metav1.ConditionTrue, "Device", "node n1 has it as /dev/nbd0 through nbd (auto: the best that the node has; not ublk: the kernel has none)")
+	wantCondition(t, vol, v1alpha1.ConditionAttached, metav1.ConditionTrue, "Device", "node n1 has it as /dev/nbd0 through nbd (asked for)")
 	wantCondition(t, vol, v1alpha1.ConditionHealthy, metav1.ConditionTrue, "Live", "live over eth1 to 52:54:00:00:00:77, eth2 (down)")
 	if again := observe(t, c, "pvc-1"); again.ResourceVersion != vol.ResourceVersion {
 		t.Error("written although nothing changed")
@@ -162,15 +162,24 @@ func TestEventsOnClaimAndVolume(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	text := "volume pvc-1 is e7.0 on shelf 7, 1 GiB; identity " + string(v.ID.Generation)
-	for _, kind := range []string{"AoEVolume", "PersistentVolumeClaim"} {
-		select {
-		case e := <-events.Events:
-			if !strings.Contains(e, "Normal VolumeProvisioned "+text) || !strings.Contains(e, kind) {
-				t.Errorf("event %q, want one on the %s", e, kind)
+	want := func(text string) {
+		t.Helper()
+		for _, kind := range []string{"AoEVolume", "PersistentVolumeClaim"} {
+			select {
+			case e := <-events.Events:
+				if !strings.Contains(e, text) || !strings.Contains(e, kind) {
+					t.Errorf("event %q, want %q on the %s", e, text, kind)
+				}
+			case <-time.After(10 * time.Second):
+				t.Fatalf("no event on the %s", kind)
 			}
-		case <-time.After(10 * time.Second):
-			t.Fatalf("no event on the %s", kind)
 		}
 	}
+	want("Normal VolumeProvisioned volume pvc-1 is e7.0 on shelf 7, 1 GiB; identity " + string(v.ID.Generation))
+	w.nodeTells(volume.Node{Name: "n1", Frontends: []volume.Frontend{noUblk, nbd}})
+	if _, err := service.Publish(ctx, v.ID.String(), "n1", false); err != nil {
+		t.Fatal(err)
+	}
+	want("Normal NodeAdmitted node n1")
+	want("Normal FrontendSelected node n1 makes the device through nbd: auto; not ublk: no /dev/ublk-control")
 }

@@ -73,7 +73,7 @@ func fullRecord(name string) *volume.Record {
 		ID:        volume.ID{Addr: aoe.Addr{Shelf: 7, Slot: 3}, Generation: "abcdefghijklm234"},
 		SizeBytes: 5 << 30,
 		Parameters: volume.Parameters{
-			Shelf: &seven, FSType: "xfs", MkfsOptions: "-m reflink=0 -K", Frontend: "nbd", DeadTime: 90 * time.Second,
+			Shelf: &seven, FSType: "xfs", MkfsOptions: "-m reflink=0 -K", Frontend: "nbd", DeadTime: 90 * time.Second, OnlineExpansion: true,
 		},
 		Segment: "a", ShelfUUID: "u-7", Claim: "default/data", Phase: volume.PhasePending,
 	}
@@ -126,7 +126,7 @@ func TestStoreRefusesOldVersions(t *testing.T) {
 		}
 		old := *r
 		r.Phase, r.Message = volume.PhaseReady, "because"
-		r.Admitted = []volume.Admission{{Node: "n1", MACs: []string{"52:54:00:00:00:01"}, ReadOnly: true, Confirmed: true}}
+		r.Admitted = []volume.Admission{{Node: "n1", MACs: []string{"52:54:00:00:00:01"}, ReadOnly: true, Confirmed: true, Frontend: "nbd", FrontendReason: "auto"}}
 		if err := s.UpdateVolume(ctx, r); err != nil {
 			t.Fatal(err)
 		}
@@ -231,7 +231,7 @@ func TestStoreNodes(t *testing.T) {
 		n := &volume.Node{
 			Name: "n1", Segments: []string{"default"}, InitiatorUUID: "u", Software: "v1",
 			Interfaces: []volume.Interface{{Name: "eth1", MAC: "52:54:00:00:00:01", MTU: 9000, Up: true}},
-			Frontends:  []volume.Frontend{{Name: "nbd", Available: true, Reason: "there"}, {Name: "ublk", Reason: "not built"}},
+			Frontends:  []volume.Frontend{{Name: "nbd", Available: true, Reason: "there", LiveResize: true}, {Name: "ublk", Reason: "not built"}},
 		}
 		if err := s.PutNode(ctx, n); err != nil {
 			t.Fatal(err)

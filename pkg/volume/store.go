@@ -43,6 +43,9 @@ type Admission struct {
 	MACs      []string // "52:54:00:00:01:02"
 	ReadOnly  bool
 	Confirmed bool // the shelf answered
+	// Frontend that the node was told to use, and why.
+	Frontend       string
+	FrontendReason string
 }
 
 // Volume returns the part of the record that callers see.
@@ -96,6 +99,8 @@ type Frontend struct {
 	Name      string // "ublk", "nbd"
 	Available bool
 	Reason    string // why not, or what is known of it
+	// LiveResize: its devices can grow while they are in use.
+	LiveResize bool
 }
 
 // Attachment is a volume that the node has as a device.

@@ -62,6 +62,8 @@ type Parameters struct {
 	MkfsOptions string        // handed to mkfs, split at spaces
 	Frontend    string        // "auto", "ublk", "nbd"
 	DeadTime    time.Duration // 0: wait for ever
+	// OnlineExpansion: the volume's device must be able to grow while it is in use.
+	OnlineExpansion bool
 }
 
 // Equal says whether two sets of parameters ask for the same.
@@ -87,9 +89,11 @@ type Volume struct {
 type Publication struct {
 	Target     aoe.Addr
 	Generation Generation
-	Frontend   string
-	DeadTime   time.Duration
-	ReadOnly   bool
+	Frontend   string // "auto": the node's initiator chooses
+	// FrontendReason is why this one, for people.
+	FrontendReason string
+	DeadTime       time.Duration
+	ReadOnly       bool
 }
 
 // CapacityRequest asks what could be made with these parameters in these segments.

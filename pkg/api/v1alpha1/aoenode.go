@@ -74,6 +74,9 @@ type AoEFrontend struct {
 	// Reason why it is not available, or what is known of it.
 	// +optional
 	Reason string `json:"reason,omitempty"`
+	// LiveResize says that its devices can grow while they are in use.
+	// +optional
+	LiveResize bool `json:"liveResize,omitempty"`
 }
 
 // AoENodeAttachment is a device that the node has.

@@ -90,6 +90,9 @@ type AoEVolumeParameters struct {
 	// DeadTime after which I/O without an answer fails; absent or 0: never.
 	// +optional
 	DeadTime *metav1.Duration `json:"deadTime,omitempty"`
+	// OnlineExpansion asks for a front end whose devices grow while they are in use.
+	// +optional
+	OnlineExpansion bool `json:"onlineExpansion,omitempty"`
 }
 
 // AoEVolumeStatus is what became of the intent.
@@ -127,6 +130,12 @@ type AoEAdmission struct {
 	// Confirmed by the shelf; false: it was asked, or is about to be.
 	// +optional
 	Confirmed bool `json:"confirmed,omitempty"`
+	// Frontend that the node was told to use: ublk, nbd, or auto if its initiator chooses.
+	// +optional
+	Frontend string `json:"frontend,omitempty"`
+	// FrontendReason says why this one.
+	// +optional
+	FrontendReason string `json:"frontendReason,omitempty"`
 }
 
 // AoEAttachment is a device that a node has for the volume.

@@ -79,17 +79,18 @@ func (x *Target) GetSlot() uint32 {
 }
 
 type AttachRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	VolumeId      string                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"` // key of the attachment; any string that is not empty; CSI's volume handle, or "e7.3"
-	Target        *Target                `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
-	Generation    string                 `protobuf:"bytes,3,opt,name=generation,proto3" json:"generation,omitempty"`             // identity that the target must prove; empty: not checked (foreign targets, by hand)
-	Frontend      string                 `protobuf:"bytes,4,opt,name=frontend,proto3" json:"frontend,omitempty"`                 // "auto", "nbd" or "ublk"; empty is auto
-	DeadTime      *durationpb.Duration   `protobuf:"bytes,5,opt,name=dead_time,json=deadTime,proto3" json:"dead_time,omitempty"` // 0: wait for ever
-	ReadOnly      bool                   `protobuf:"varint,6,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
-	Interfaces    []string               `protobuf:"bytes,7,rep,name=interfaces,proto3" json:"interfaces,omitempty"` // empty: all that the initiator was started with
-	Timeout       *durationpb.Duration   `protobuf:"bytes,8,opt,name=timeout,proto3" json:"timeout,omitempty"`       // for discovery and identification; 0: 10 s
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	VolumeId       string                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"` // key of the attachment; any string that is not empty; CSI's volume handle, or "e7.3"
+	Target         *Target                `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
+	Generation     string                 `protobuf:"bytes,3,opt,name=generation,proto3" json:"generation,omitempty"`             // identity that the target must prove; empty: not checked (foreign targets, by hand)
+	Frontend       string                 `protobuf:"bytes,4,opt,name=frontend,proto3" json:"frontend,omitempty"`                 // "auto", "nbd" or "ublk"; empty is auto
+	DeadTime       *durationpb.Duration   `protobuf:"bytes,5,opt,name=dead_time,json=deadTime,proto3" json:"dead_time,omitempty"` // 0: wait for ever
+	ReadOnly       bool                   `protobuf:"varint,6,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	Interfaces     []string               `protobuf:"bytes,7,rep,name=interfaces,proto3" json:"interfaces,omitempty"`                               // empty: all that the initiator was started with
+	FrontendReason string                 `protobuf:"bytes,9,opt,name=frontend_reason,json=frontendReason,proto3" json:"frontend_reason,omitempty"` // why this front end, by whoever chose it; empty: it was asked for
+	Timeout        *durationpb.Duration   `protobuf:"bytes,8,opt,name=timeout,proto3" json:"timeout,omitempty"`                                     // for discovery and identification; 0: 10 s
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *AttachRequest) Reset() {
@@ -169,6 +170,13 @@ func (x *AttachRequest) GetInterfaces() []string {
 		return x.Interfaces
 	}
 	return nil
+}
+
+func (x *AttachRequest) GetFrontendReason() string {
+	if x != nil {
+		return x.FrontendReason
+	}
+	return ""
 }
 
 func (x *AttachRequest) GetTimeout() *durationpb.Duration {
@@ -1190,7 +1198,8 @@ type Frontend struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Available     bool                   `protobuf:"varint,2,opt,name=available,proto3" json:"available,omitempty"`
-	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"` // why not, or what is known of it
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`                            // why not, or what is known of it
+	LiveResize    bool                   `protobuf:"varint,4,opt,name=live_resize,json=liveResize,proto3" json:"live_resize,omitempty"` // its devices can grow while they are in use
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1244,6 +1253,13 @@ func (x *Frontend) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *Frontend) GetLiveResize() bool {
+	if x != nil {
+		return x.LiveResize
+	}
+	return false
 }
 
 type GetNodeResponse struct {
@@ -1321,7 +1337,7 @@ const file_initiator_v1_initiator_proto_rawDesc = "" +
 	"\x1cinitiator/v1/initiator.proto\x12\x13aoecsi.initiator.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"2\n" +
 	"\x06Target\x12\x14\n" +
 	"\x05shelf\x18\x01 \x01(\rR\x05shelf\x12\x12\n" +
-	"\x04slot\x18\x02 \x01(\rR\x04slot\"\xc7\x02\n" +
+	"\x04slot\x18\x02 \x01(\rR\x04slot\"\xf0\x02\n" +
 	"\rAttachRequest\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x123\n" +
 	"\x06target\x18\x02 \x01(\v2\x1b.aoecsi.initiator.v1.TargetR\x06target\x12\x1e\n" +
@@ -1333,7 +1349,8 @@ const file_initiator_v1_initiator_proto_rawDesc = "" +
 	"\tread_only\x18\x06 \x01(\bR\breadOnly\x12\x1e\n" +
 	"\n" +
 	"interfaces\x18\a \x03(\tR\n" +
-	"interfaces\x123\n" +
+	"interfaces\x12'\n" +
+	"\x0ffrontend_reason\x18\t \x01(\tR\x0efrontendReason\x123\n" +
 	"\atimeout\x18\b \x01(\v2\x19.google.protobuf.DurationR\atimeout\"\x81\x05\n" +
 	"\n" +
 	"Attachment\x12\x1b\n" +
@@ -1434,11 +1451,13 @@ const file_initiator_v1_initiator_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x10\n" +
 	"\x03mtu\x18\x03 \x01(\rR\x03mtu\x12\x0e\n" +
-	"\x02up\x18\x04 \x01(\bR\x02up\"T\n" +
+	"\x02up\x18\x04 \x01(\bR\x02up\"u\n" +
 	"\bFrontend\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tavailable\x18\x02 \x01(\bR\tavailable\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"\xcf\x01\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x1f\n" +
+	"\vlive_resize\x18\x04 \x01(\bR\n" +
+	"liveResize\"\xcf\x01\n" +
 	"\x0fGetNodeResponse\x12>\n" +
 	"\n" +
 	"interfaces\x18\x01 \x03(\v2\x1e.aoecsi.initiator.v1.InterfaceR\n" +
