@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -48,6 +49,9 @@ const (
 // controlTimeout is far beyond what a healthy kernel needs, also on a slow machine.
 const controlTimeout = 15 * time.Second
 
+// forgiveEvery is how often a call that hangs is looked after.
+const forgiveEvery = 10 * time.Millisecond
+
 // errAbandoned: the call may still come back, and late will hear of it.
 var errAbandoned = fmt.Errorf("no answer from the kernel: %w", blockdev.ErrHung)
 
@@ -62,10 +66,15 @@ type control struct {
 // run calls f in a goroutine that ends when f does, and waits for it, but not for ever. When it stopped waiting, late
 // (if not nil) gets f's result, in that goroutine, whenever it comes.
 func (c *control) run(what string, f func() error, late func(error)) error {
+	return c.runFor(c.timeout, what, f, late)
+}
+
+// runFor is run for calls that can take long by their nature.
+func (c *control) runFor(timeout time.Duration, what string, f func() error, late func(error)) error {
 	if c.hung.Load() > 0 {
 		return fmt.Errorf("%s: an earlier call has not come back: %w", what, blockdev.ErrHung)
 	}
-	timer := time.NewTimer(c.timeout)
+	timer := time.NewTimer(timeout)
 	defer timer.Stop()
 	const (
 		running = iota
@@ -105,6 +114,13 @@ func (c *control) call(what string, command uint8, attributes []byte, late func(
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	return err
+}
+
+// forgive waits for calls that hang to come back, but no longer than the time.
+func (c *control) forgive(ctx context.Context, wait time.Duration) {
+	for limit := time.Now().Add(wait); c.hung.Load() > 0 && ctx.Err() == nil && time.Now().Before(limit); {
+		time.Sleep(forgiveEvery)
+	}
 }
 
 func execute(command uint8, attributes []byte) error {

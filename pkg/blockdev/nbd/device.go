@@ -22,6 +22,8 @@ const (
 	maxRequestKiB = 256
 	// nodeTimeout is how long devtmpfs may take to show a device that was made on demand.
 	nodeTimeout = 10 * time.Second
+	// hungPatience is how long Stop waits for a control call that hangs, of this or another device.
+	hungPatience = 3 * time.Second
 	// dropWindow is how long after RECONFIGURE the kernel may take to show that it did not want the socket.
 	dropWindow = 150 * time.Millisecond
 )
@@ -228,27 +230,49 @@ func (d *device) waitForNode(ctx context.Context) error {
 	}
 }
 
-// Resize implements blockdev.Device.
-func (d *device) Resize(_ context.Context, bytes uint64) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if bytes == 0 || bytes%uint64(d.state.Params.LogicalBlock) != 0 {
-		return fmt.Errorf("resize nbd%d: %d bytes are not a multiple of %d", d.state.Number, bytes, d.state.Params.LogicalBlock)
+// Resize implements blockdev.Device. The kernel stops the queue for it, which lasts as long as the requests that are out: mu is not
+// held meanwhile, since Path and State must answer. The context's deadline says how long to wait; a kernel that is done later is believed.
+func (d *device) Resize(ctx context.Context, bytes uint64) error {
+	state := d.State()
+	what := fmt.Sprintf("resize nbd%d", state.Number)
+	switch {
+	case bytes == 0 || bytes%uint64(state.Params.LogicalBlock) != 0:
+		return fmt.Errorf("%s: %d bytes are not a multiple of %d", what, bytes, state.Params.LogicalBlock)
+	case bytes < state.Params.SizeBytes:
+		return fmt.Errorf("%s: it has %d bytes and is never made smaller, to %d", what, state.Params.SizeBytes, bytes)
 	}
-	attributes, err := resizeAttributes(d.state.Number, d.state.ID, bytes)
+	attributes, err := resizeAttributes(state.Number, state.ID, bytes)
 	if err != nil {
 		return err
 	}
-	if err := d.f.control.call(fmt.Sprintf("resize nbd%d", d.state.Number), genlReconfigure, attributes, nil); err != nil {
-		return err
+	timeout := d.f.control.timeout
+	if deadline, ok := ctx.Deadline(); ok {
+		timeout = min(timeout, time.Until(deadline))
 	}
-	d.state.Params.SizeBytes = bytes
+	err = d.f.control.runFor(timeout, what, func() error { return d.f.reconfigure(attributes) }, func(err error) {
+		if err == nil {
+			d.resized(bytes)
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("%s to %d bytes: %w", what, bytes, err)
+	}
+	d.resized(bytes)
 	return nil
 }
 
+// resized notes what the kernel did.
+func (d *device) resized(bytes uint64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.state.Params.SizeBytes = max(d.state.Params.SizeBytes, bytes)
+}
+
 // Stop implements blockdev.Device. Our end of the socket is shut for requests first: a disconnect sends a message of its
-// own, and would wait for ever behind a request that the kernel is still trying to hand over.
-func (d *device) Stop(_ context.Context) error {
+// own, and would wait for ever behind a request that the kernel is still trying to hand over. Before that a growth that hangs gets the
+// time to end: it waits for requests, which whoever stops a device has just given up.
+func (d *device) Stop(ctx context.Context) error {
+	d.f.control.forgive(ctx, hungPatience)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.stopped {

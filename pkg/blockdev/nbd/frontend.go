@@ -30,6 +30,8 @@ type Frontend struct {
 	sys     sysfs
 	dev     string // "/dev"
 	control control
+	// reconfigure makes the kernel's call that changes a size; a test has its own.
+	reconfigure func(attributes []byte) error
 
 	mu       sync.Mutex
 	reserved map[int]struct{} // numbers of devices that exist here but not yet in the kernel
@@ -42,6 +44,8 @@ func New() *Frontend {
 		dev:      "/dev",
 		control:  control{timeout: controlTimeout},
 		reserved: make(map[int]struct{}),
+
+		reconfigure: func(attributes []byte) error { return execute(genlReconfigure, attributes) },
 	}
 }
 
@@ -171,7 +175,8 @@ func (f *Frontend) Create(_ context.Context, p blockdev.Params) (blockdev.Device
 	return d, nil
 }
 
-// Recover implements blockdev.Frontend. The device keeps the parameters it was made with.
+// Recover implements blockdev.Frontend. The device keeps the parameters it was made with, but a larger size if it grew and the
+// process died before it could tell anybody.
 func (f *Frontend) Recover(_ context.Context, s blockdev.State) (blockdev.Device, error) {
 	number, err := f.sys.find(s.ID, s.Number)
 	if err != nil {
@@ -181,6 +186,11 @@ func (f *Frontend) Recover(_ context.Context, s blockdev.State) (blockdev.Device
 		return nil, fmt.Errorf("recover nbd%d of %s: %w", s.Number, s.ID, os.ErrNotExist)
 	}
 	s.Number = number
+	size, err := f.sys.bytes(number)
+	if err != nil {
+		return nil, fmt.Errorf("recover nbd%d: %w", number, err)
+	}
+	s.Params.SizeBytes = max(s.Params.SizeBytes, size)
 	withDefaults(&s.Params)
 	d, err := newDevice(f, s, true)
 	if err != nil {

@@ -68,6 +68,16 @@ func (s sysfs) available(number int) bool {
 	return err == nil && err2 == nil && !connected && size == "0"
 }
 
+// bytes is the device's size.
+func (s sysfs) bytes(number int) (uint64, error) {
+	text, err := s.read(number, "size")
+	if err != nil {
+		return 0, err
+	}
+	sectors, err := strconv.ParseUint(text, 10, 55)
+	return sectors * 512, err
+}
+
 // idle says whether no request is out: the attribute inflight has one number for reads and one for everything else.
 func (s sysfs) idle(number int) (bool, error) {
 	text, err := s.read(number, "inflight")
