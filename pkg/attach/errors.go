@@ -14,6 +14,8 @@ var (
 	ErrInUse = errors.New("device is in use")
 	// ErrPending: I/O waits for the target; ask again.
 	ErrPending = errors.New("I/O is pending")
+	// ErrNotNow: the device cannot grow at this moment; ask again.
+	ErrNotNow = errors.New("cannot grow now")
 	// ErrTooMany: the node has as many attachments as it can have.
 	ErrTooMany = errors.New("too many attachments")
 	// ErrNoFrontend: the front end asked for does not work here.

@@ -20,6 +20,7 @@ import (
 // fakeKernel is the kernel's side of a front end: devices by number, which outlive the process that serves them.
 type fakeKernel struct {
 	dir string // device nodes
+	sys string // what /sys/class/block is to the real one
 
 	mu      sync.Mutex
 	devices map[int]*fakeDisk
@@ -27,6 +28,9 @@ type fakeKernel struct {
 	notYet  int   // how many more times Start says that the old server is not gone
 	probe   error // of Probe
 	fail    error // of Start
+	resize  error // of Resize
+	ignore  bool  // Resize says that it is done, and does nothing
+	hang    bool  // Resize does not come back in time
 }
 
 // fakeDisk is a device in the fake kernel.
@@ -38,7 +42,7 @@ type fakeDisk struct {
 }
 
 func newFakeKernel(t *testing.T) *fakeKernel {
-	return &fakeKernel{dir: t.TempDir(), devices: map[int]*fakeDisk{}}
+	return &fakeKernel{dir: t.TempDir(), sys: t.TempDir(), devices: map[int]*fakeDisk{}}
 }
 
 // disk returns the device with this ID.
@@ -60,6 +64,15 @@ func (k *fakeKernel) set(f func()) {
 }
 
 func (k *fakeKernel) path(n int) string { return filepath.Join(k.dir, fmt.Sprintf("fake%d", n)) }
+
+// setSize writes what sysfs says; the caller holds mu.
+func (k *fakeKernel) setSize(n int, bytes uint64) error {
+	dir := filepath.Join(k.sys, filepath.Base(k.path(n)))
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, "size"), fmt.Appendln(nil, bytes/sectorBytes), 0o600)
+}
 
 // fakeFrontend is one process's view of it.
 type fakeFrontend struct{ k *fakeKernel }
@@ -122,8 +135,12 @@ type fakeDevice struct {
 	recovered bool
 }
 
-func (d *fakeDevice) Path() string          { return d.k.path(d.state.Number) }
-func (d *fakeDevice) State() blockdev.State { return d.state }
+func (d *fakeDevice) Path() string { return d.k.path(d.state.Number) }
+func (d *fakeDevice) State() blockdev.State {
+	d.k.mu.Lock()
+	defer d.k.mu.Unlock()
+	return d.state
+}
 func (d *fakeDevice) Queue() blockdev.Queue { return d.q }
 
 func (d *fakeDevice) Start(context.Context) error {
@@ -141,7 +158,7 @@ func (d *fakeDevice) Start(context.Context) error {
 		return nil
 	}
 	d.k.devices[d.state.Number] = &fakeDisk{id: d.state.ID, params: d.state.Params, server: d.q}
-	return os.WriteFile(d.Path(), nil, 0o600)
+	return errors.Join(d.k.setSize(d.state.Number, d.state.Params.SizeBytes), os.WriteFile(d.Path(), nil, 0o600))
 }
 
 func (d *fakeDevice) Idle() (bool, error) {
@@ -151,9 +168,23 @@ func (d *fakeDevice) Idle() (bool, error) {
 	return disk == nil || !disk.busy, nil
 }
 
-func (d *fakeDevice) Resize(_ context.Context, bytes uint64) error {
+func (d *fakeDevice) Resize(ctx context.Context, bytes uint64) error {
+	d.k.mu.Lock()
+	defer d.k.mu.Unlock()
+	switch {
+	case d.k.resize != nil:
+		return d.k.resize
+	case d.k.ignore:
+		return nil
+	case d.k.hang:
+		d.k.mu.Unlock()
+		<-ctx.Done()
+		d.k.mu.Lock()
+		return blockdev.ErrHung
+	}
 	d.state.Params.SizeBytes = bytes
-	return nil
+	d.k.devices[d.state.Number].params.SizeBytes = bytes
+	return d.k.setSize(d.state.Number, bytes)
 }
 
 func (d *fakeDevice) Stop(context.Context) error {

@@ -45,6 +45,8 @@ type Manager struct {
 	bootID  string
 	locks   keyedLocks // by volume ID: held while an attachment comes, goes or is recovered
 
+	sysfs string // "/sys/class/block"
+
 	stop    context.CancelFunc
 	stopped context.Context // ends with Close
 	tasks   sync.WaitGroup  // recoveries
@@ -69,7 +71,7 @@ func NewManager(cfg Config) (*Manager, error) {
 		return nil, err
 	}
 	m := &Manager{
-		cfg: cfg, id: id, bootID: boot, records: records{dir: filepath.Join(cfg.RunDir, "attachments")},
+		cfg: cfg, id: id, bootID: boot, sysfs: "/sys/class/block", records: records{dir: filepath.Join(cfg.RunDir, "attachments")},
 		attachments: make(map[string]*attachment), watchers: make(map[chan struct{}]struct{}),
 	}
 	m.stopped, m.stop = context.WithCancel(context.Background())

@@ -36,6 +36,7 @@ type bench struct {
 	kernel *fakeKernel
 
 	stopTarget func()
+	luns       *target.Shelf
 	m          *Manager
 }
 
@@ -62,6 +63,7 @@ func (b *bench) startTarget() {
 			b.t.Fatal(err)
 		}
 	}
+	b.luns = s
 	listener, err := link.ListenLocal(filepath.Join(b.run, "shelf-7.sock"))
 	if err != nil {
 		b.t.Fatal(err)
@@ -92,6 +94,7 @@ func (b *bench) start() {
 	if err != nil {
 		b.t.Fatal(err)
 	}
+	b.m.sysfs = b.kernel.sys
 }
 
 // stop ends the initiator, as SIGTERM does.

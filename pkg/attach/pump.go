@@ -41,6 +41,8 @@ type pump struct {
 
 	requests  []initiator.Request // by blockdev.Request.Index
 	origins   []*blockdev.Request // what each of them stands for
+	serials   []uint64            // when each was submitted, in the order of submissions; 0: it is not out
+	submitted uint64              // how many were
 	batch     []*blockdev.Request // scratch
 	dirty     bool                // completions wait for Flush
 	freed     bool                // completions since the queue was last polled for want of memory
@@ -58,6 +60,7 @@ func newPump(name string, l loop, queue blockdev.Queue, target submitter, ended 
 		name: name, ended: ended, loop: l, queue: queue, target: target, fd: queue.FD(),
 		requests: make([]initiator.Request, queue.Depth()),
 		origins:  make([]*blockdev.Request, queue.Depth()),
+		serials:  make([]uint64, queue.Depth()),
 		batch:    make([]*blockdev.Request, 0, queue.Depth()),
 	}
 	for i := range p.requests {
@@ -89,6 +92,17 @@ func (p *pump) abandon() {
 
 // refuse makes new requests fail from now on.
 func (p *pump) refuse() { p.refusing = true }
+
+// oldest is the serial of the request that is out longest; 0: none is.
+func (p *pump) oldest() uint64 {
+	first := uint64(0)
+	for _, serial := range p.serials {
+		if serial != 0 && (first == 0 || serial < first) {
+			first = serial
+		}
+	}
+	return first
+}
 
 // Ready implements initiator.Handler.
 func (p *pump) Ready(events uint32) {
@@ -163,6 +177,8 @@ func (p *pump) pause(on bool) {
 func (p *pump) submit(r *blockdev.Request) {
 	q := &p.requests[r.Index]
 	p.origins[r.Index] = r
+	p.submitted++
+	p.serials[r.Index] = p.submitted
 	q.FUA, q.LBA, q.Sectors, q.Data, q.Err = r.FUA, r.Offset/sectorBytes, r.Length/sectorBytes, r.Data, nil
 	switch r.Op {
 	case blockdev.OpRead:
@@ -188,6 +204,7 @@ func (p *pump) submit(r *blockdev.Request) {
 
 // Complete implements initiator.Completer.
 func (p *pump) Complete(q *initiator.Request) {
+	p.serials[q.Index] = 0
 	if p.abandoned {
 		return
 	}

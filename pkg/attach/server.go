@@ -72,6 +72,15 @@ func (s *Server) Detach(ctx context.Context, r *initiatorv1.DetachRequest) (*ini
 	return &initiatorv1.DetachResponse{}, nil
 }
 
+// Resize implements initiatorv1.InitiatorServer.
+func (s *Server) Resize(ctx context.Context, r *initiatorv1.ResizeRequest) (*initiatorv1.Attachment, error) {
+	a, err := s.manager.Resize(ctx, r.GetVolumeId(), r.GetWantedBytes())
+	if err != nil {
+		return nil, status.Error(code(err), err.Error())
+	}
+	return attachmentMessage(a), nil
+}
+
 // Get implements initiatorv1.InitiatorServer.
 func (s *Server) Get(_ context.Context, r *initiatorv1.GetRequest) (*initiatorv1.Attachment, error) {
 	a, err := s.manager.Status(r.GetVolumeId())
@@ -177,6 +186,7 @@ func code(err error) codes.Code {
 		code codes.Code
 	}{
 		{ErrInvalid, codes.InvalidArgument},
+		{ErrNotNow, codes.Unavailable},
 		{ErrNotAttached, codes.NotFound},
 		{initiator.ErrNoAnswer, codes.NotFound},
 		{ErrConflict, codes.FailedPrecondition},

@@ -710,6 +710,58 @@ func (*DetachResponse) Descriptor() ([]byte, []int) {
 	return file_initiator_v1_initiator_proto_rawDescGZIP(), []int{6}
 }
 
+type ResizeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	VolumeId      string                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	WantedBytes   uint64                 `protobuf:"varint,2,opt,name=wanted_bytes,json=wantedBytes,proto3" json:"wanted_bytes,omitempty"` // at least so large; 0: what the target has
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResizeRequest) Reset() {
+	*x = ResizeRequest{}
+	mi := &file_initiator_v1_initiator_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResizeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResizeRequest) ProtoMessage() {}
+
+func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_initiator_v1_initiator_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
+func (*ResizeRequest) Descriptor() ([]byte, []int) {
+	return file_initiator_v1_initiator_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ResizeRequest) GetVolumeId() string {
+	if x != nil {
+		return x.VolumeId
+	}
+	return ""
+}
+
+func (x *ResizeRequest) GetWantedBytes() uint64 {
+	if x != nil {
+		return x.WantedBytes
+	}
+	return 0
+}
+
 type GetRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	VolumeId      string                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
@@ -719,7 +771,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_initiator_v1_initiator_proto_msgTypes[7]
+	mi := &file_initiator_v1_initiator_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -731,7 +783,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_initiator_v1_initiator_proto_msgTypes[7]
+	mi := &file_initiator_v1_initiator_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -744,7 +796,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_initiator_v1_initiator_proto_rawDescGZIP(), []int{7}
+	return file_initiator_v1_initiator_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GetRequest) GetVolumeId() string {
@@ -762,7 +814,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_initiator_v1_initiator_proto_msgTypes[8]
+	mi := &file_initiator_v1_initiator_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -774,7 +826,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_initiator_v1_initiator_proto_msgTypes[8]
+	mi := &file_initiator_v1_initiator_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -787,7 +839,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_initiator_v1_initiator_proto_rawDescGZIP(), []int{8}
+	return file_initiator_v1_initiator_proto_rawDescGZIP(), []int{9}
 }
 
 type ListResponse struct {
@@ -799,7 +851,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_initiator_v1_initiator_proto_msgTypes[9]
+	mi := &file_initiator_v1_initiator_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -811,7 +863,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_initiator_v1_initiator_proto_msgTypes[9]
+	mi := &file_initiator_v1_initiator_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -824,7 +876,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_initiator_v1_initiator_proto_rawDescGZIP(), []int{9}
+	return file_initiator_v1_initiator_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListResponse) GetAttachments() []*Attachment {
@@ -842,7 +894,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_initiator_v1_initiator_proto_msgTypes[10]
+	mi := &file_initiator_v1_initiator_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -854,7 +906,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_initiator_v1_initiator_proto_msgTypes[10]
+	mi := &file_initiator_v1_initiator_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -867,7 +919,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_initiator_v1_initiator_proto_rawDescGZIP(), []int{10}
+	return file_initiator_v1_initiator_proto_rawDescGZIP(), []int{11}
 }
 
 type DiscoverRequest struct {
@@ -881,7 +933,7 @@ type DiscoverRequest struct {
 
 func (x *DiscoverRequest) Reset() {
 	*x = DiscoverRequest{}
-	mi := &file_initiator_v1_initiator_proto_msgTypes[11]
+	mi := &file_initiator_v1_initiator_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -893,7 +945,7 @@ func (x *DiscoverRequest) String() string {
 func (*DiscoverRequest) ProtoMessage() {}
 
 func (x *DiscoverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_initiator_v1_initiator_proto_msgTypes[11]
+	mi := &file_initiator_v1_initiator_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -906,7 +958,7 @@ func (x *DiscoverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscoverRequest.ProtoReflect.Descriptor instead.
 func (*DiscoverRequest) Descriptor() ([]byte, []int) {
-	return file_initiator_v1_initiator_proto_rawDescGZIP(), []int{11}
+	return file_initiator_v1_initiator_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *DiscoverRequest) GetInterfaces() []string {
@@ -948,7 +1000,7 @@ type Discovered struct {
 
 func (x *Discovered) Reset() {
 	*x = Discovered{}
-	mi := &file_initiator_v1_initiator_proto_msgTypes[12]
+	mi := &file_initiator_v1_initiator_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -960,7 +1012,7 @@ func (x *Discovered) String() string {
 func (*Discovered) ProtoMessage() {}
 
 func (x *Discovered) ProtoReflect() protoreflect.Message {
-	mi := &file_initiator_v1_initiator_proto_msgTypes[12]
+	mi := &file_initiator_v1_initiator_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -973,7 +1025,7 @@ func (x *Discovered) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Discovered.ProtoReflect.Descriptor instead.
 func (*Discovered) Descriptor() ([]byte, []int) {
-	return file_initiator_v1_initiator_proto_rawDescGZIP(), []int{12}
+	return file_initiator_v1_initiator_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Discovered) GetTarget() *Target {
@@ -1055,7 +1107,7 @@ type DiscoverResponse struct {
 
 func (x *DiscoverResponse) Reset() {
 	*x = DiscoverResponse{}
-	mi := &file_initiator_v1_initiator_proto_msgTypes[13]
+	mi := &file_initiator_v1_initiator_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1067,7 +1119,7 @@ func (x *DiscoverResponse) String() string {
 func (*DiscoverResponse) ProtoMessage() {}
 
 func (x *DiscoverResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_initiator_v1_initiator_proto_msgTypes[13]
+	mi := &file_initiator_v1_initiator_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1080,7 +1132,7 @@ func (x *DiscoverResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscoverResponse.ProtoReflect.Descriptor instead.
 func (*DiscoverResponse) Descriptor() ([]byte, []int) {
-	return file_initiator_v1_initiator_proto_rawDescGZIP(), []int{13}
+	return file_initiator_v1_initiator_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DiscoverResponse) GetTargets() []*Discovered {
@@ -1098,7 +1150,7 @@ type GetNodeRequest struct {
 
 func (x *GetNodeRequest) Reset() {
 	*x = GetNodeRequest{}
-	mi := &file_initiator_v1_initiator_proto_msgTypes[14]
+	mi := &file_initiator_v1_initiator_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1110,7 +1162,7 @@ func (x *GetNodeRequest) String() string {
 func (*GetNodeRequest) ProtoMessage() {}
 
 func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_initiator_v1_initiator_proto_msgTypes[14]
+	mi := &file_initiator_v1_initiator_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1123,7 +1175,7 @@ func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeRequest.ProtoReflect.Descriptor instead.
 func (*GetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_initiator_v1_initiator_proto_rawDescGZIP(), []int{14}
+	return file_initiator_v1_initiator_proto_rawDescGZIP(), []int{15}
 }
 
 type Interface struct {
@@ -1138,7 +1190,7 @@ type Interface struct {
 
 func (x *Interface) Reset() {
 	*x = Interface{}
-	mi := &file_initiator_v1_initiator_proto_msgTypes[15]
+	mi := &file_initiator_v1_initiator_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1150,7 +1202,7 @@ func (x *Interface) String() string {
 func (*Interface) ProtoMessage() {}
 
 func (x *Interface) ProtoReflect() protoreflect.Message {
-	mi := &file_initiator_v1_initiator_proto_msgTypes[15]
+	mi := &file_initiator_v1_initiator_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1163,7 +1215,7 @@ func (x *Interface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interface.ProtoReflect.Descriptor instead.
 func (*Interface) Descriptor() ([]byte, []int) {
-	return file_initiator_v1_initiator_proto_rawDescGZIP(), []int{15}
+	return file_initiator_v1_initiator_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Interface) GetName() string {
@@ -1206,7 +1258,7 @@ type Frontend struct {
 
 func (x *Frontend) Reset() {
 	*x = Frontend{}
-	mi := &file_initiator_v1_initiator_proto_msgTypes[16]
+	mi := &file_initiator_v1_initiator_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1218,7 +1270,7 @@ func (x *Frontend) String() string {
 func (*Frontend) ProtoMessage() {}
 
 func (x *Frontend) ProtoReflect() protoreflect.Message {
-	mi := &file_initiator_v1_initiator_proto_msgTypes[16]
+	mi := &file_initiator_v1_initiator_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1231,7 +1283,7 @@ func (x *Frontend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Frontend.ProtoReflect.Descriptor instead.
 func (*Frontend) Descriptor() ([]byte, []int) {
-	return file_initiator_v1_initiator_proto_rawDescGZIP(), []int{16}
+	return file_initiator_v1_initiator_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Frontend) GetName() string {
@@ -1274,7 +1326,7 @@ type GetNodeResponse struct {
 
 func (x *GetNodeResponse) Reset() {
 	*x = GetNodeResponse{}
-	mi := &file_initiator_v1_initiator_proto_msgTypes[17]
+	mi := &file_initiator_v1_initiator_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1286,7 +1338,7 @@ func (x *GetNodeResponse) String() string {
 func (*GetNodeResponse) ProtoMessage() {}
 
 func (x *GetNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_initiator_v1_initiator_proto_msgTypes[17]
+	mi := &file_initiator_v1_initiator_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1299,7 +1351,7 @@ func (x *GetNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeResponse.ProtoReflect.Descriptor instead.
 func (*GetNodeResponse) Descriptor() ([]byte, []int) {
-	return file_initiator_v1_initiator_proto_rawDescGZIP(), []int{17}
+	return file_initiator_v1_initiator_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *GetNodeResponse) GetInterfaces() []*Interface {
@@ -1416,7 +1468,10 @@ const file_initiator_v1_initiator_proto_rawDesc = "" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\x123\n" +
 	"\atimeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\atimeout\"\x10\n" +
-	"\x0eDetachResponse\")\n" +
+	"\x0eDetachResponse\"O\n" +
+	"\rResizeRequest\x12\x1b\n" +
+	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12!\n" +
+	"\fwanted_bytes\x18\x02 \x01(\x04R\vwantedBytes\")\n" +
 	"\n" +
 	"GetRequest\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\"\r\n" +
@@ -1464,10 +1519,11 @@ const file_initiator_v1_initiator_proto_rawDesc = "" +
 	"interfaces\x12;\n" +
 	"\tfrontends\x18\x02 \x03(\v2\x1d.aoecsi.initiator.v1.FrontendR\tfrontends\x12%\n" +
 	"\x0einitiator_uuid\x18\x03 \x01(\tR\rinitiatorUuid\x12\x18\n" +
-	"\aversion\x18\x04 \x01(\tR\aversion2\xc3\x04\n" +
+	"\aversion\x18\x04 \x01(\tR\aversion2\x92\x05\n" +
 	"\tInitiator\x12M\n" +
 	"\x06Attach\x12\".aoecsi.initiator.v1.AttachRequest\x1a\x1f.aoecsi.initiator.v1.Attachment\x12Q\n" +
-	"\x06Detach\x12\".aoecsi.initiator.v1.DetachRequest\x1a#.aoecsi.initiator.v1.DetachResponse\x12G\n" +
+	"\x06Detach\x12\".aoecsi.initiator.v1.DetachRequest\x1a#.aoecsi.initiator.v1.DetachResponse\x12M\n" +
+	"\x06Resize\x12\".aoecsi.initiator.v1.ResizeRequest\x1a\x1f.aoecsi.initiator.v1.Attachment\x12G\n" +
 	"\x03Get\x12\x1f.aoecsi.initiator.v1.GetRequest\x1a\x1f.aoecsi.initiator.v1.Attachment\x12K\n" +
 	"\x04List\x12 .aoecsi.initiator.v1.ListRequest\x1a!.aoecsi.initiator.v1.ListResponse\x12O\n" +
 	"\x05Watch\x12!.aoecsi.initiator.v1.WatchRequest\x1a!.aoecsi.initiator.v1.ListResponse0\x01\x12W\n" +
@@ -1486,7 +1542,7 @@ func file_initiator_v1_initiator_proto_rawDescGZIP() []byte {
 	return file_initiator_v1_initiator_proto_rawDescData
 }
 
-var file_initiator_v1_initiator_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_initiator_v1_initiator_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_initiator_v1_initiator_proto_goTypes = []any{
 	(*Target)(nil),                // 0: aoecsi.initiator.v1.Target
 	(*AttachRequest)(nil),         // 1: aoecsi.initiator.v1.AttachRequest
@@ -1495,54 +1551,57 @@ var file_initiator_v1_initiator_proto_goTypes = []any{
 	(*Statistics)(nil),            // 4: aoecsi.initiator.v1.Statistics
 	(*DetachRequest)(nil),         // 5: aoecsi.initiator.v1.DetachRequest
 	(*DetachResponse)(nil),        // 6: aoecsi.initiator.v1.DetachResponse
-	(*GetRequest)(nil),            // 7: aoecsi.initiator.v1.GetRequest
-	(*ListRequest)(nil),           // 8: aoecsi.initiator.v1.ListRequest
-	(*ListResponse)(nil),          // 9: aoecsi.initiator.v1.ListResponse
-	(*WatchRequest)(nil),          // 10: aoecsi.initiator.v1.WatchRequest
-	(*DiscoverRequest)(nil),       // 11: aoecsi.initiator.v1.DiscoverRequest
-	(*Discovered)(nil),            // 12: aoecsi.initiator.v1.Discovered
-	(*DiscoverResponse)(nil),      // 13: aoecsi.initiator.v1.DiscoverResponse
-	(*GetNodeRequest)(nil),        // 14: aoecsi.initiator.v1.GetNodeRequest
-	(*Interface)(nil),             // 15: aoecsi.initiator.v1.Interface
-	(*Frontend)(nil),              // 16: aoecsi.initiator.v1.Frontend
-	(*GetNodeResponse)(nil),       // 17: aoecsi.initiator.v1.GetNodeResponse
-	(*durationpb.Duration)(nil),   // 18: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
+	(*ResizeRequest)(nil),         // 7: aoecsi.initiator.v1.ResizeRequest
+	(*GetRequest)(nil),            // 8: aoecsi.initiator.v1.GetRequest
+	(*ListRequest)(nil),           // 9: aoecsi.initiator.v1.ListRequest
+	(*ListResponse)(nil),          // 10: aoecsi.initiator.v1.ListResponse
+	(*WatchRequest)(nil),          // 11: aoecsi.initiator.v1.WatchRequest
+	(*DiscoverRequest)(nil),       // 12: aoecsi.initiator.v1.DiscoverRequest
+	(*Discovered)(nil),            // 13: aoecsi.initiator.v1.Discovered
+	(*DiscoverResponse)(nil),      // 14: aoecsi.initiator.v1.DiscoverResponse
+	(*GetNodeRequest)(nil),        // 15: aoecsi.initiator.v1.GetNodeRequest
+	(*Interface)(nil),             // 16: aoecsi.initiator.v1.Interface
+	(*Frontend)(nil),              // 17: aoecsi.initiator.v1.Frontend
+	(*GetNodeResponse)(nil),       // 18: aoecsi.initiator.v1.GetNodeResponse
+	(*durationpb.Duration)(nil),   // 19: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
 }
 var file_initiator_v1_initiator_proto_depIdxs = []int32{
 	0,  // 0: aoecsi.initiator.v1.AttachRequest.target:type_name -> aoecsi.initiator.v1.Target
-	18, // 1: aoecsi.initiator.v1.AttachRequest.dead_time:type_name -> google.protobuf.Duration
-	18, // 2: aoecsi.initiator.v1.AttachRequest.timeout:type_name -> google.protobuf.Duration
+	19, // 1: aoecsi.initiator.v1.AttachRequest.dead_time:type_name -> google.protobuf.Duration
+	19, // 2: aoecsi.initiator.v1.AttachRequest.timeout:type_name -> google.protobuf.Duration
 	0,  // 3: aoecsi.initiator.v1.Attachment.target:type_name -> aoecsi.initiator.v1.Target
-	19, // 4: aoecsi.initiator.v1.Attachment.since:type_name -> google.protobuf.Timestamp
+	20, // 4: aoecsi.initiator.v1.Attachment.since:type_name -> google.protobuf.Timestamp
 	3,  // 5: aoecsi.initiator.v1.Attachment.paths:type_name -> aoecsi.initiator.v1.Path
 	4,  // 6: aoecsi.initiator.v1.Attachment.statistics:type_name -> aoecsi.initiator.v1.Statistics
-	18, // 7: aoecsi.initiator.v1.Attachment.dead_time:type_name -> google.protobuf.Duration
-	18, // 8: aoecsi.initiator.v1.Path.rtt:type_name -> google.protobuf.Duration
-	18, // 9: aoecsi.initiator.v1.DetachRequest.timeout:type_name -> google.protobuf.Duration
+	19, // 7: aoecsi.initiator.v1.Attachment.dead_time:type_name -> google.protobuf.Duration
+	19, // 8: aoecsi.initiator.v1.Path.rtt:type_name -> google.protobuf.Duration
+	19, // 9: aoecsi.initiator.v1.DetachRequest.timeout:type_name -> google.protobuf.Duration
 	2,  // 10: aoecsi.initiator.v1.ListResponse.attachments:type_name -> aoecsi.initiator.v1.Attachment
-	18, // 11: aoecsi.initiator.v1.DiscoverRequest.wait:type_name -> google.protobuf.Duration
+	19, // 11: aoecsi.initiator.v1.DiscoverRequest.wait:type_name -> google.protobuf.Duration
 	0,  // 12: aoecsi.initiator.v1.DiscoverRequest.target:type_name -> aoecsi.initiator.v1.Target
 	0,  // 13: aoecsi.initiator.v1.Discovered.target:type_name -> aoecsi.initiator.v1.Target
-	12, // 14: aoecsi.initiator.v1.DiscoverResponse.targets:type_name -> aoecsi.initiator.v1.Discovered
-	15, // 15: aoecsi.initiator.v1.GetNodeResponse.interfaces:type_name -> aoecsi.initiator.v1.Interface
-	16, // 16: aoecsi.initiator.v1.GetNodeResponse.frontends:type_name -> aoecsi.initiator.v1.Frontend
+	13, // 14: aoecsi.initiator.v1.DiscoverResponse.targets:type_name -> aoecsi.initiator.v1.Discovered
+	16, // 15: aoecsi.initiator.v1.GetNodeResponse.interfaces:type_name -> aoecsi.initiator.v1.Interface
+	17, // 16: aoecsi.initiator.v1.GetNodeResponse.frontends:type_name -> aoecsi.initiator.v1.Frontend
 	1,  // 17: aoecsi.initiator.v1.Initiator.Attach:input_type -> aoecsi.initiator.v1.AttachRequest
 	5,  // 18: aoecsi.initiator.v1.Initiator.Detach:input_type -> aoecsi.initiator.v1.DetachRequest
-	7,  // 19: aoecsi.initiator.v1.Initiator.Get:input_type -> aoecsi.initiator.v1.GetRequest
-	8,  // 20: aoecsi.initiator.v1.Initiator.List:input_type -> aoecsi.initiator.v1.ListRequest
-	10, // 21: aoecsi.initiator.v1.Initiator.Watch:input_type -> aoecsi.initiator.v1.WatchRequest
-	11, // 22: aoecsi.initiator.v1.Initiator.Discover:input_type -> aoecsi.initiator.v1.DiscoverRequest
-	14, // 23: aoecsi.initiator.v1.Initiator.GetNode:input_type -> aoecsi.initiator.v1.GetNodeRequest
-	2,  // 24: aoecsi.initiator.v1.Initiator.Attach:output_type -> aoecsi.initiator.v1.Attachment
-	6,  // 25: aoecsi.initiator.v1.Initiator.Detach:output_type -> aoecsi.initiator.v1.DetachResponse
-	2,  // 26: aoecsi.initiator.v1.Initiator.Get:output_type -> aoecsi.initiator.v1.Attachment
-	9,  // 27: aoecsi.initiator.v1.Initiator.List:output_type -> aoecsi.initiator.v1.ListResponse
-	9,  // 28: aoecsi.initiator.v1.Initiator.Watch:output_type -> aoecsi.initiator.v1.ListResponse
-	13, // 29: aoecsi.initiator.v1.Initiator.Discover:output_type -> aoecsi.initiator.v1.DiscoverResponse
-	17, // 30: aoecsi.initiator.v1.Initiator.GetNode:output_type -> aoecsi.initiator.v1.GetNodeResponse
-	24, // [24:31] is the sub-list for method output_type
-	17, // [17:24] is the sub-list for method input_type
+	7,  // 19: aoecsi.initiator.v1.Initiator.Resize:input_type -> aoecsi.initiator.v1.ResizeRequest
+	8,  // 20: aoecsi.initiator.v1.Initiator.Get:input_type -> aoecsi.initiator.v1.GetRequest
+	9,  // 21: aoecsi.initiator.v1.Initiator.List:input_type -> aoecsi.initiator.v1.ListRequest
+	11, // 22: aoecsi.initiator.v1.Initiator.Watch:input_type -> aoecsi.initiator.v1.WatchRequest
+	12, // 23: aoecsi.initiator.v1.Initiator.Discover:input_type -> aoecsi.initiator.v1.DiscoverRequest
+	15, // 24: aoecsi.initiator.v1.Initiator.GetNode:input_type -> aoecsi.initiator.v1.GetNodeRequest
+	2,  // 25: aoecsi.initiator.v1.Initiator.Attach:output_type -> aoecsi.initiator.v1.Attachment
+	6,  // 26: aoecsi.initiator.v1.Initiator.Detach:output_type -> aoecsi.initiator.v1.DetachResponse
+	2,  // 27: aoecsi.initiator.v1.Initiator.Resize:output_type -> aoecsi.initiator.v1.Attachment
+	2,  // 28: aoecsi.initiator.v1.Initiator.Get:output_type -> aoecsi.initiator.v1.Attachment
+	10, // 29: aoecsi.initiator.v1.Initiator.List:output_type -> aoecsi.initiator.v1.ListResponse
+	10, // 30: aoecsi.initiator.v1.Initiator.Watch:output_type -> aoecsi.initiator.v1.ListResponse
+	14, // 31: aoecsi.initiator.v1.Initiator.Discover:output_type -> aoecsi.initiator.v1.DiscoverResponse
+	18, // 32: aoecsi.initiator.v1.Initiator.GetNode:output_type -> aoecsi.initiator.v1.GetNodeResponse
+	25, // [25:33] is the sub-list for method output_type
+	17, // [17:25] is the sub-list for method input_type
 	17, // [17:17] is the sub-list for extension type_name
 	17, // [17:17] is the sub-list for extension extendee
 	0,  // [0:17] is the sub-list for field type_name
@@ -1559,7 +1618,7 @@ func file_initiator_v1_initiator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_initiator_v1_initiator_proto_rawDesc), len(file_initiator_v1_initiator_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -24,6 +24,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	Initiator_Attach_FullMethodName   = "/aoecsi.initiator.v1.Initiator/Attach"
 	Initiator_Detach_FullMethodName   = "/aoecsi.initiator.v1.Initiator/Detach"
+	Initiator_Resize_FullMethodName   = "/aoecsi.initiator.v1.Initiator/Resize"
 	Initiator_Get_FullMethodName      = "/aoecsi.initiator.v1.Initiator/Get"
 	Initiator_List_FullMethodName     = "/aoecsi.initiator.v1.Initiator/List"
 	Initiator_Watch_FullMethodName    = "/aoecsi.initiator.v1.Initiator/Watch"
@@ -42,6 +43,11 @@ type InitiatorClient interface {
 	// Detach flushes and removes the device. Not attached is success. UNAVAILABLE until the detach timeout while the target
 	// does not answer and I/O is pending.
 	Detach(ctx context.Context, in *DetachRequest, opts ...grpc.CallOption) (*DetachResponse, error)
+	// Resize makes the device as large as its target is now; it never makes one smaller. A device that has the wanted size already is
+	// success. UNAVAILABLE: the target does not say that it is so large, does not answer, or requests are stuck: ask again.
+	// FAILED_PRECONDITION: the kernel cannot change the size of a live device of this front end; it has the new size when it is
+	// attached the next time. NOT_FOUND if the volume is not attached.
+	Resize(ctx context.Context, in *ResizeRequest, opts ...grpc.CallOption) (*Attachment, error)
 	// Get: NOT_FOUND if the volume is not attached.
 	Get(ctx context.Context, in *GetRequest, opts ...grpc.CallOption) (*Attachment, error)
 	List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*ListResponse, error)
@@ -75,6 +81,16 @@ func (c *initiatorClient) Detach(ctx context.Context, in *DetachRequest, opts ..
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(DetachResponse)
 	err := c.cc.Invoke(ctx, Initiator_Detach_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *initiatorClient) Resize(ctx context.Context, in *ResizeRequest, opts ...grpc.CallOption) (*Attachment, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Attachment)
+	err := c.cc.Invoke(ctx, Initiator_Resize_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -151,6 +167,11 @@ type InitiatorServer interface {
 	// Detach flushes and removes the device. Not attached is success. UNAVAILABLE until the detach timeout while the target
 	// does not answer and I/O is pending.
 	Detach(context.Context, *DetachRequest) (*DetachResponse, error)
+	// Resize makes the device as large as its target is now; it never makes one smaller. A device that has the wanted size already is
+	// success. UNAVAILABLE: the target does not say that it is so large, does not answer, or requests are stuck: ask again.
+	// FAILED_PRECONDITION: the kernel cannot change the size of a live device of this front end; it has the new size when it is
+	// attached the next time. NOT_FOUND if the volume is not attached.
+	Resize(context.Context, *ResizeRequest) (*Attachment, error)
 	// Get: NOT_FOUND if the volume is not attached.
 	Get(context.Context, *GetRequest) (*Attachment, error)
 	List(context.Context, *ListRequest) (*ListResponse, error)
@@ -175,6 +196,9 @@ func (UnimplementedInitiatorServer) Attach(context.Context, *AttachRequest) (*At
 }
 func (UnimplementedInitiatorServer) Detach(context.Context, *DetachRequest) (*DetachResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Detach not implemented")
+}
+func (UnimplementedInitiatorServer) Resize(context.Context, *ResizeRequest) (*Attachment, error) {
+	return nil, status.Error(codes.Unimplemented, "method Resize not implemented")
 }
 func (UnimplementedInitiatorServer) Get(context.Context, *GetRequest) (*Attachment, error) {
 	return nil, status.Error(codes.Unimplemented, "method Get not implemented")
@@ -244,6 +268,24 @@ func _Initiator_Detach_Handler(srv interface{}, ctx context.Context, dec func(in
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(InitiatorServer).Detach(ctx, req.(*DetachRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Initiator_Resize_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResizeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(InitiatorServer).Resize(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Initiator_Resize_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(InitiatorServer).Resize(ctx, req.(*ResizeRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -345,6 +387,10 @@ var Initiator_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Detach",
 			Handler:    _Initiator_Detach_Handler,
+		},
+		{
+			MethodName: "Resize",
+			Handler:    _Initiator_Resize_Handler,
 		},
 		{
 			MethodName: "Get",
