@@ -62,6 +62,9 @@ func (m *Manager) Attach(ctx context.Context, opts Options, timeout time.Duratio
 			return a.status(), err
 		}
 	}
+	if err := m.trusted(opts.VolumeID); err != nil {
+		return Status{}, err
+	}
 	a := m.newAttachment(opts, attaching)
 	if err := m.put(a); err != nil {
 		return Status{}, err

@@ -1,6 +1,7 @@
 package attach
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -66,7 +67,7 @@ func (m *Manager) newAttachment(opts Options, s stage) *attachment {
 	return &attachment{
 		m: m, opts: opts, stage: s, since: time.Now(),
 		changed: make(chan struct{}, 1), done: make(chan struct{}),
-		rec: record{Format: recordFormat, BootID: m.bootID, Initiator: m.id.String(), Options: opts, Attached: time.Now()},
+		rec: record{BootID: m.bootID, Initiator: m.id.String(), Options: opts, Attached: time.Now()},
 	}
 }
 
@@ -134,8 +135,20 @@ func (a *attachment) note() error {
 		return nil
 	}
 	a.rec.Incarnation = max(s.Incarnation, a.rec.Incarnation)
+	if s.Lost && !a.rec.Lost {
+		a.rec.LostReason = lostReason(a.rec.CacheEpoch, s.CacheEpoch, time.Now())
+	}
 	a.rec.CacheEpoch, a.rec.Lost = s.CacheEpoch, s.Lost
 	return a.m.records.write(&a.rec)
+}
+
+// lostReason says for people why flushes fail from now on.
+func lostReason(before, now uint64, at time.Time) string {
+	what := "a flush failed on the target"
+	if before != now {
+		what = "the target came back without what it had not made durable"
+	}
+	return fmt.Sprintf("%v: %s (%s)", initiator.ErrLost, what, at.UTC().Format(time.RFC3339))
 }
 
 // save writes the record as change leaves it.
@@ -216,6 +229,7 @@ func (a *attachment) unserve() error {
 func (a *attachment) status() Status {
 	a.mu.Lock()
 	s := Status{Options: a.opts, FrontendReason: a.reason, Since: a.since, Message: a.message}
+	lost := a.rec.LostReason
 	st, dev, disk, gone := a.stage, a.dev, a.disk, a.pump != nil && a.pump.gone.Load()
 	if a.front != nil {
 		s.Frontend = a.front.Name()
@@ -246,7 +260,7 @@ func (a *attachment) status() Status {
 		case condition.Err != nil:
 			s.Message = condition.Err.Error()
 		case condition.Lost:
-			s.State, s.Message = "failed", initiator.ErrLost.Error()
+			s.State, s.Message = "failed", cmp.Or(lost, initiator.ErrLost.Error())
 		case !s.Info.Flush:
 			s.Message = "the target cannot make data durable on request"
 		}

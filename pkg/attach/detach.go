@@ -45,7 +45,7 @@ func (m *Manager) Detach(ctx context.Context, volumeID string, force bool, timeo
 	defer unlock()
 	a := m.get(volumeID)
 	if a == nil {
-		return nil
+		return m.trusted(volumeID)
 	}
 	switch a.at() {
 	case attaching, removed:

@@ -20,6 +20,8 @@ var (
 	ErrTooMany = errors.New("too many attachments")
 	// ErrNoFrontend: the front end asked for does not work here.
 	ErrNoFrontend = errors.New("no such front end here")
+	// ErrDamaged: what is known of the attachment cannot be trusted, so nothing is done about it.
+	ErrDamaged = errors.New("record of the attachment is damaged")
 	// ErrStopping: the initiator is going down.
 	ErrStopping = errors.New("initiator is stopping")
 )

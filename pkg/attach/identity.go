@@ -15,6 +15,9 @@ import (
 	"github.com/aoe-csi/aoe-csi/pkg/aoe"
 )
 
+// identityFormat is the format of the identity's file.
+const identityFormat = 1
+
 // incarnationReserve is how far ahead of what is used the stored mark is: about an hour of nanoseconds, so that the
 // file is written that often at most.
 const incarnationReserve = uint64(time.Hour)
@@ -66,8 +69,8 @@ func (id *identity) parse(b []byte) error {
 	if err := json.Unmarshal(b, &stored); err != nil {
 		return err
 	}
-	if stored.Format != recordFormat {
-		return fmt.Errorf("format %d, this version knows %d", stored.Format, recordFormat)
+	if stored.Format != identityFormat {
+		return fmt.Errorf("format %d, this version knows %d", stored.Format, identityFormat)
 	}
 	raw, err := hex.DecodeString(stored.UUID)
 	if err != nil || len(raw) != len(id.uuid) {
@@ -80,7 +83,7 @@ func (id *identity) parse(b []byte) error {
 
 // store writes the file, durably: a mark that is lost in a crash of the host would be no mark.
 func (id *identity) store() error {
-	b, err := json.Marshal(storedIdentity{Format: recordFormat, UUID: hex.EncodeToString(id.uuid[:]), Mark: id.mark})
+	b, err := json.Marshal(storedIdentity{Format: identityFormat, UUID: hex.EncodeToString(id.uuid[:]), Mark: id.mark})
 	if err != nil {
 		return fmt.Errorf("store initiator's identity: %w", err)
 	}

@@ -75,13 +75,13 @@ func NewManager(cfg Config) (*Manager, error) {
 		attachments: make(map[string]*attachment), watchers: make(map[chan struct{}]struct{}),
 	}
 	m.stopped, m.stop = context.WithCancel(context.Background())
-	found, err := m.records.load()
+	found, bad, err := m.records.load()
 	if err != nil {
-		if found == nil {
-			m.stop()
-			return nil, err
-		}
-		klog.ErrorS(err, "Some records of attachments cannot be read; their devices, if any, are left alone")
+		m.stop()
+		return nil, err
+	}
+	for _, d := range bad {
+		klog.ErrorS(d.err, "Record of an earlier initiator cannot be trusted; it and its device, if there is one, are left alone", "volume", d.volumeID)
 	}
 	for _, rec := range found {
 		m.adopt(rec)

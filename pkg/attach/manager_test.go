@@ -470,7 +470,7 @@ func TestRecordsOfOtherTimes(t *testing.T) {
 	b.attach(2)
 	b.stop()
 	records := records{dir: filepath.Join(b.run, "attachments")}
-	all, err := records.load()
+	all, _, err := records.load()
 	if err != nil || len(all) != 2 {
 		t.Fatalf("%d records, %v", len(all), err)
 	}
@@ -485,18 +485,18 @@ func TestRecordsOfOtherTimes(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	newer := filepath.Join(records.dir, "newer.json")
-	if err := os.WriteFile(newer, []byte(`{"format":99,"options":{"volumeID":"x"}}`), 0o600); err != nil {
+	newer := filepath.Join(records.dir, "newer.record")
+	if err := os.WriteFile(newer, fmt.Appendf(nil, recordHeader+"{}", recordFormat+1, 0), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(records.dir, "cut.json.new"), []byte(`{"for`), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(records.dir, "cut.record.new"), []byte(`{"for`), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	b.start()
 	b.eventually("both are gone", func() bool { return len(b.m.List()) == 0 })
 	b.eventually("their records, too", func() bool {
-		left, err := records.load()
-		return len(left) == 0 && err != nil // the newer one is refused, and left alone
+		left, bad, err := records.load()
+		return err == nil && len(left) == 0 && len(bad) == 1 // the newer one is refused, and left alone
 	})
 	if _, err := os.Stat(newer); err != nil {
 		t.Errorf("record of a newer version: %v", err)
@@ -504,4 +504,39 @@ func TestRecordsOfOtherTimes(t *testing.T) {
 	if b.kernel.disk(deviceID(b.m.id.String(), options(2))) != nil {
 		t.Error("a device that nobody was told of is still there")
 	}
+}
+
+// TestADamagedRecordIsNeverGuessed: its volume is neither attached a second time nor said to be gone, and its device stays.
+func TestADamagedRecordIsNeverGuessed(t *testing.T) {
+	b := newBench(t)
+	b.attach(1)
+	b.stop()
+	path := filepath.Join(b.run, "attachments", "e7%2E1.record")
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, whole[:len(whole)-2], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b.start()
+	_, attachErr := b.m.Attach(context.Background(), options(1), 0)
+	for what, err := range map[string]error{
+		"attach": attachErr, "detach": b.m.Detach(context.Background(), "e7.1", false, 0),
+		"forced detach": b.m.Detach(context.Background(), "e7.1", true, 0),
+	} {
+		if !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), path) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if b.kernel.disk(deviceID(b.m.id.String(), options(1))) == nil {
+		t.Error("the device is gone")
+	}
+	if err := b.m.Detach(context.Background(), "e7.2", false, 0); err != nil {
+		t.Errorf("detach of another volume: %v", err)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	b.attach(1) // whoever removed the record answers for it
 }

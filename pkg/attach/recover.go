@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"time"
 
 	"k8s.io/klog/v2"
@@ -49,6 +51,22 @@ func (m *Manager) adopt(rec *record) {
 		return
 	}
 	m.tasks.Go(func() { m.takeOver(a) })
+}
+
+// trusted says whether it is known for certain that the volume has no device, given that there is no attachment of it. A record that
+// is there all the same cannot be trusted: making a second device, or saying that there is none, could cost data.
+func (m *Manager) trusted(volumeID string) error {
+	path := m.records.path(volumeID)
+	_, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		if _, err = m.records.read(path); err == nil {
+			err = fmt.Errorf("record %s: it was not taken over when the initiator started (its log says why)", path)
+		}
+	}
+	return fmt.Errorf("%w: %w; `aoe-csi doctor` says what to do", ErrDamaged, err)
 }
 
 // forget removes a record that stands for nothing.

@@ -191,6 +191,7 @@ func code(err error) codes.Code {
 		{initiator.ErrNoAnswer, codes.NotFound},
 		{ErrConflict, codes.FailedPrecondition},
 		{ErrInUse, codes.FailedPrecondition},
+		{ErrDamaged, codes.FailedPrecondition},
 		{ErrNoFrontend, codes.FailedPrecondition},
 		{initiator.ErrIdentity, codes.FailedPrecondition},
 		{initiator.ErrNotAdmitted, codes.FailedPrecondition},
