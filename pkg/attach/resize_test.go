@@ -31,7 +31,7 @@ func (b *bench) sizes(slot uint8) string {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	rec, err := readRecord(b.m.records.path(o.VolumeID))
+	rec, err := b.m.records.read(b.m.records.path(o.VolumeID))
 	if err != nil {
 		b.t.Fatal(err)
 	}
