@@ -126,23 +126,22 @@ func (s *Shelf) create(r CreateRequest) (*lun, error) {
 		return nil, err
 	}
 	rec := &lunRecord{
-		Format: lunFormat, UUID: newUUID(), Slot: r.Slot, Generation: r.Generation, Name: r.Name, SizeBytes: r.SizeBytes,
-		Access: r.Access, State: lunReady, Created: s.now().UTC().Truncate(time.Second), CacheEpoch: newCacheEpoch(0),
+		Format: lunFormat, UUID: s.newUUID(), Slot: r.Slot, Generation: r.Generation, Name: r.Name, SizeBytes: r.SizeBytes,
+		Access: r.Access, State: lunReady, Created: s.host.Now().UTC().Truncate(time.Second), CacheEpoch: s.newCacheEpoch(0),
 		Config: identity(r.Generation),
 	}
-	path := s.path(rec.UUID)
-	if err := createFile(s.luns, path, r.SizeBytes); err != nil {
+	if err := s.media.Create(rec.UUID, r.SizeBytes); err != nil {
 		if errors.Is(err, unix.EFBIG) {
 			return nil, fmt.Errorf("%w: %w", ErrTooLarge, err)
 		}
 		return nil, err
 	}
-	back, err := openFile(path, r.SizeBytes)
+	back, err := s.media.File(rec.UUID, r.SizeBytes)
 	if err != nil {
-		return nil, errors.Join(err, removeFile(s.luns, path))
+		return nil, errors.Join(err, s.media.Remove(rec.UUID))
 	}
 	if err := s.store.putLuns(rec); err != nil {
-		return nil, errors.Join(err, back.close(), removeFile(s.luns, path))
+		return nil, errors.Join(err, back.Close(), s.media.Remove(rec.UUID))
 	}
 	return s.adopt(rec, back), nil
 }
@@ -221,7 +220,7 @@ func (s *Shelf) Delete(ctx context.Context, slot uint8, generation string) error
 		return fmt.Errorf("delete LUN %s: %w", l.addr(), err)
 	}
 	l.clerk.Wait()
-	if err := l.back.close(); err != nil {
+	if err := l.back.Close(); err != nil {
 		klog.ErrorS(err, "Closing a deleted LUN's file", "lun", l.addr())
 	}
 	if err := s.erase(l.uuid); err != nil {
@@ -287,8 +286,8 @@ func (s *Shelf) Grow(slot uint8, generation string, size int64) (LUN, error) {
 func (l *lun) growFile(size int64) error {
 	l.syncing.Lock()
 	defer l.syncing.Unlock()
-	err := l.back.grow(size)
-	if errors.Is(err, errSync) {
+	err := l.back.Grow(size)
+	if errors.Is(err, ErrNotDurable) {
 		l.loseCache(err)
 	}
 	return err

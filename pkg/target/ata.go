@@ -138,7 +138,7 @@ func (p *port) route(l *lun, j *job, a aoe.ATA) verdict {
 func (p *port) readNow(l *lun, j *job) {
 	a, _ := j.request().ATA() // checked before
 	n := a.Sectors() * aoe.SectorSize
-	cached := l.back.readCached(j.frame.Buf()[aoe.ATALen:aoe.ATALen+n], int64(lbaOf(a)*aoe.SectorSize))
+	cached := l.back.ReadCached(j.frame.Buf()[aoe.ATALen:aoe.ATALen+n], int64(lbaOf(a)*aoe.SectorSize))
 
 	l.mu.Lock()
 	l.inline--
@@ -167,7 +167,7 @@ func (j *job) identify(a aoe.ATA) {
 		Serial: j.lun.generation, Firmware: firmwareName, Model: modelName, Sectors: j.sectors,
 		Flush: true, FUA: true, Physical4K: true, QueueDepth: queueDepth,
 	}
-	if j.lun.back.trims() {
+	if j.lun.back.Trims() {
 		fields.TrimBlocks = trimBlocks
 	}
 	aoe.PutIdentify(j.frame.Buf()[aoe.ATALen:], &fields)

@@ -88,7 +88,7 @@ func TestReadReturnsWhatWasWritten(t *testing.T) {
 func TestTrimReadsZeroes(t *testing.T) {
 	r := newRig(t)
 	r.lun(OpenAccess)
-	if !r.shelf.at(3).back.trims() {
+	if !r.shelf.at(3).back.Trims() {
 		t.Fatal("the file system of the test directory cannot punch holes")
 	}
 	c := r.client(macA)

@@ -1,10 +1,6 @@
 package target
 
-import (
-	"fmt"
-
-	"golang.org/x/sys/unix"
-)
+import "fmt"
 
 // reservePercent of the file system stay free: metadata, and a file system that is nearly full is slow.
 const reservePercent = 1
@@ -30,13 +26,12 @@ func (s *Shelf) capacity() (Capacity, error) {
 	if s.closed {
 		return Capacity{}, fmt.Errorf("capacity: %w", ErrClosed)
 	}
-	var fs unix.Statfs_t
-	if err := unix.Fstatfs(int(s.luns.Fd()), &fs); err != nil {
+	total, free, err := s.media.Room()
+	if err != nil {
 		return Capacity{}, fmt.Errorf("capacity of %s: %w", s.dir, err)
 	}
-	total := int64(fs.Blocks) * fs.Bsize
 	reserve := total / 100 * reservePercent
-	available := int64(fs.Bavail)*fs.Bsize - reserve
+	available := free - reserve
 	c := Capacity{TotalBytes: (total - reserve) / sizeUnit * sizeUnit, FreeSlots: maxSlots}
 	for i := range s.slots {
 		l := s.slots[i].Load()

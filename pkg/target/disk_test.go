@@ -7,9 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// disk is a backend that hangs or fails when told to.
+// disk is a File that hangs or fails when told to.
 type disk struct {
-	backend
+	File
 	failSync  atomic.Bool
 	failWrite atomic.Bool
 	syncs     atomic.Int64
@@ -20,7 +20,7 @@ type disk struct {
 	hang chan struct{} // writes wait for it; nil: they do not
 }
 
-func newDisk(b backend) *disk { return &disk{backend: b, entered: make(chan struct{}, 1000)} }
+func newDisk(b File) *disk { return &disk{File: b, entered: make(chan struct{}, 1000)} }
 
 // block has writes hang until release.
 func (d *disk) block() (release func()) {
@@ -36,7 +36,7 @@ func (d *disk) block() (release func()) {
 	})
 }
 
-func (d *disk) writeAt(p []byte, off int64, durable bool) error {
+func (d *disk) WriteAt(p []byte, off int64, durable bool) error {
 	d.mu.Lock()
 	hang := d.hang
 	d.mu.Unlock()
@@ -48,13 +48,13 @@ func (d *disk) writeAt(p []byte, off int64, durable bool) error {
 	if d.failWrite.Load() {
 		return unix.EIO
 	}
-	return d.backend.writeAt(p, off, durable)
+	return d.File.WriteAt(p, off, durable)
 }
 
-func (d *disk) sync() error {
+func (d *disk) Sync() error {
 	d.syncs.Add(1)
 	if d.failSync.Load() {
 		return unix.EIO
 	}
-	return d.backend.sync()
+	return d.File.Sync()
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	bolt "go.etcd.io/bbolt"
 
@@ -135,7 +136,7 @@ func TestCacheEpochOverReboot(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			number := uint16(testShelf)
-			c := Config{Dir: t.TempDir(), Number: &number, bootID: "boot-1"}
+			c := Config{Dir: t.TempDir(), Number: &number, Host: testHost{boot: "boot-1"}}
 			s, err := Open(c)
 			if err != nil {
 				t.Fatal(err)
@@ -151,7 +152,7 @@ func TestCacheEpochOverReboot(t *testing.T) {
 			if err := s.Close(); err != nil {
 				t.Fatal(err)
 			}
-			c.Dir, c.bootID = dir, test.boot
+			c.Dir, c.Host = dir, testHost{boot: test.boot}
 			s, err = Open(c)
 			if err != nil {
 				t.Fatal(err)
@@ -162,6 +163,27 @@ func TestCacheEpochOverReboot(t *testing.T) {
 			}
 		})
 	}
+}
+
+// testHost is this machine with another boot ID or clock.
+type testHost struct {
+	machine
+	boot  string
+	clock *clock
+}
+
+func (h testHost) BootID() (string, error) {
+	if h.boot == "" {
+		return h.machine.BootID()
+	}
+	return h.boot, nil
+}
+
+func (h testHost) Now() time.Time {
+	if h.clock == nil {
+		return h.machine.Now()
+	}
+	return h.clock.now()
 }
 
 // copyDir copies a shelf's directory as SIGKILL would leave it.
@@ -209,19 +231,19 @@ func TestOpenRefusesNewerLUN(t *testing.T) {
 	r := newRig(t)
 	l := r.lun(ManagedAccess)
 	r.stop()
-	rewrite(t, r.config.Dir, lunBucket, []byte(l.UUID), `{"format":2}`)
+	rewrite(t, r.config.Dir, lunBucket, l.UUID, `{"format":2}`)
 	if _, err := Open(r.config); !errors.Is(err, ErrFormat) {
 		t.Fatal(err)
 	}
 }
 
-func rewrite(t *testing.T, dir string, bucket, key []byte, value string) {
+func rewrite(t *testing.T, dir, bucket, key, value string) {
 	t.Helper()
 	db, err := bolt.Open(filepath.Join(dir, "meta.db"), 0o600, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = db.Update(func(tx *bolt.Tx) error { return tx.Bucket(bucket).Put(key, []byte(value)) })
+	err = db.Update(func(tx *bolt.Tx) error { return tx.Bucket([]byte(bucket)).Put([]byte(key), []byte(value)) })
 	if err := errors.Join(err, db.Close()); err != nil {
 		t.Fatal(err)
 	}

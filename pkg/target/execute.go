@@ -28,7 +28,9 @@ func (l *lun) execute(j *job) outcome {
 	default:
 		o = doneAborted
 	}
-	j.answer(o, data)
+	if o != doneFailed || l.mayTell() {
+		j.answer(o, data)
+	}
 	return o
 }
 
@@ -86,7 +88,7 @@ func (l *lun) read(j *job, a aoe.ATA) outcome {
 		return o
 	}
 	n := a.Sectors() * aoe.SectorSize
-	if err := l.back.readAt(j.frame.Buf()[aoe.ATALen:aoe.ATALen+n], int64(lbaOf(a)*aoe.SectorSize)); err != nil {
+	if err := l.back.ReadAt(j.frame.Buf()[aoe.ATALen:aoe.ATALen+n], int64(lbaOf(a)*aoe.SectorSize)); err != nil {
 		l.shelf.diskError(l, "read", err)
 		return doneUnreadable
 	}
@@ -106,7 +108,7 @@ func (l *lun) write(j *job, a aoe.ATA) outcome {
 	if a.Command() == aoe.ATAWriteDMAFUAExt {
 		return l.writeDurable(j, data, int64(lba*aoe.SectorSize))
 	}
-	if err := l.back.writeAt(data, int64(lba*aoe.SectorSize), false); err != nil {
+	if err := l.back.WriteAt(data, int64(lba*aoe.SectorSize), false); err != nil {
 		l.shelf.diskError(l, "write", err)
 		return doneFailed
 	}
@@ -120,7 +122,7 @@ func (l *lun) writeDurable(j *job, data []byte, off int64) outcome {
 	if l.lost(j.session) {
 		return doneFailed
 	}
-	if err := l.back.writeAt(data, off, true); err != nil {
+	if err := l.back.WriteAt(data, off, true); err != nil {
 		l.loseCache(err)
 		return doneFailed
 	}
@@ -133,7 +135,7 @@ func (l *lun) flush(j *job) outcome {
 	if l.lost(j.session) {
 		return doneFailed
 	}
-	if err := l.back.sync(); err != nil {
+	if err := l.back.Sync(); err != nil {
 		l.loseCache(err)
 		return doneFailed
 	}
@@ -156,7 +158,7 @@ func (l *lun) trim(j *job, a aoe.ATA) outcome {
 	if err != nil || len(payload) == 0 {
 		return doneBadArg
 	}
-	if a.Feature() != aoe.FeatureTrim || !l.back.trims() {
+	if a.Feature() != aoe.FeatureTrim || !l.back.Trims() {
 		return doneAborted
 	}
 	entries := aoe.TrimEntries(payload)
@@ -170,7 +172,7 @@ func (l *lun) trim(j *job, a aoe.ATA) outcome {
 		if n == 0 {
 			continue
 		}
-		if err := l.back.discard(int64(lba*aoe.SectorSize), int64(n*aoe.SectorSize)); err != nil {
+		if err := l.back.Discard(int64(lba*aoe.SectorSize), int64(n*aoe.SectorSize)); err != nil {
 			l.shelf.diskError(l, "trim", err)
 			return doneFailed
 		}
@@ -192,7 +194,7 @@ func (l *lun) verify(j *job, a aoe.ATA) outcome {
 	piece = piece[:len(piece)/aoe.SectorSize*aoe.SectorSize]
 	for off, left := int64(lba*aoe.SectorSize), n*aoe.SectorSize; left > 0; {
 		p := piece[:min(left, len(piece))]
-		if err := l.back.readAt(p, off); err != nil {
+		if err := l.back.ReadAt(p, off); err != nil {
 			l.shelf.diskError(l, "verify", err)
 			return doneUnreadable
 		}

@@ -88,7 +88,7 @@ func (l nullLink) Receive([][]byte) (int, error) { return 0, nil }
 func (l nullLink) Close() error                  { return nil }
 
 // bench is a port without a loop.
-func bench(tb testing.TB, access Access, wrap func(backend) backend) (*Shelf, *port) {
+func bench(tb testing.TB, access Access, wrap func(File) File) (*Shelf, *port) {
 	tb.Helper()
 	number := uint16(testShelf)
 	s, err := Open(Config{Dir: tb.TempDir(), Number: &number, wrap: wrap})
@@ -219,7 +219,7 @@ func TestServingDoesNotAllocate(t *testing.T) {
 // Frames beyond what the queues take are dropped, and every frame comes back.
 func TestFlood(t *testing.T) {
 	var d *disk
-	s, p := bench(t, OpenAccess, func(b backend) backend { d = newDisk(b); return d })
+	s, p := bench(t, OpenAccess, func(b File) File { d = newDisk(b); return d })
 	release := d.block()
 	defer release()
 	c := &client{mac: macA, dst: link.LocalTargetMAC}

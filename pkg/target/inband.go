@@ -2,7 +2,6 @@ package target
 
 import (
 	"bytes"
-	"context"
 	"slices"
 	"time"
 
@@ -209,7 +208,7 @@ func (l *lun) fence(change func(*lunRecord)) error {
 	if err := l.save(change); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), fencePatience)
+	ctx, cancel := l.shelf.timeout(fencePatience)
 	defer cancel()
 	return l.drain(ctx)
 }

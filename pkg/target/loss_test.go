@@ -1,9 +1,11 @@
 package target
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -42,7 +44,7 @@ func TestMissingFileIsNotFlushed(t *testing.T) {
 	l := r.lun(ManagedAccess)
 	written(t, r)
 	r.stop()
-	if err := os.Remove(filepath.Join(r.config.Dir, "luns", fileName(l.UUID))); err != nil {
+	if err := os.Remove(filepath.Join(r.config.Dir, "luns", l.UUID+fileSuffix)); err != nil {
 		t.Fatal(err)
 	}
 	r.start()
@@ -57,31 +59,120 @@ func TestMissingFileIsNotFlushed(t *testing.T) {
 	}
 }
 
-// onceBackend has one write-back error to tell, to whoever asks first, as the kernel does per descriptor.
-type onceBackend struct {
-	backend
+// markless is a directory that takes no marks.
+type markless struct {
+	Media
+	denied bool
+}
+
+func (m *markless) Mark(string) error {
+	if m.denied {
+		return unix.EROFS
+	}
+	return nil
+}
+
+type marklessHost struct {
+	testHost
+	media *markless
+}
+
+func (h marklessHost) Open(dir string) (Media, error) {
+	m, err := h.machine.Open(dir)
+	h.media.Media = m
+	return h.media, err
+}
+
+// TestLossIsRememberedOverKill: fdatasync fails once; the process is killed before the cache epoch is stored, and the flush's answer is
+// lost. The next process has to know.
+func TestLossIsRememberedOverKill(t *testing.T) {
+	r, d, _ := newDiskRig(t, ManagedAccess)
+	before, a, session := written(t, r)
+	d.failSync.Store(true)
+	l := r.shelf.at(3)
+	l.control.Lock() // the epoch is not stored
+	wantATA(t, a.call(a.flush(tag(session, 2))), 0x61, 0x04)
+	killed := copyDir(t, r.config.Dir)
+	l.control.Unlock()
+	d.failSync.Store(false)
+	r.lossy = true
+	r.stop()
+	r.config.Dir = killed
+	r.start()
+	if o := r.client(macA).open(aoe.OpenSession, uuidA, 2, testGen); o.CacheEpoch() == before {
+		t.Error("the cache epoch is the same though data may be gone")
+	}
+	if marks, err := r.shelf.media.Marks(); err != nil || len(marks) > 0 {
+		t.Errorf("marks that are stored as a cache epoch: %v, %v", marks, err)
+	}
+}
+
+// TestUnmarkedLossIsNotTold: while nothing but the process knows of the loss, the flush is not answered.
+func TestUnmarkedLossIsNotTold(t *testing.T) {
+	number := uint16(testShelf)
+	media := new(markless)
+	var d *disk
+	r := newRigAt(t, Config{Dir: t.TempDir(), Number: &number, Host: marklessHost{media: media}, wrap: func(b File) File {
+		d = newDisk(b)
+		return d
+	}})
+	r.lun(ManagedAccess)
+	_, a, session := written(t, r)
+	d.failSync.Store(true)
+	media.denied = true
+	l := r.shelf.at(3)
+	l.control.Lock() // the epoch is not stored
+	store := sync.OnceFunc(l.control.Unlock)
+	defer store()
+	a.send(a.flush(tag(session, 2)))
+	for i := uint32(3); ; i++ {
+		if f := a.call(a.read(tag(session, i), 0, 1)); f.IsError() {
+			wantError(t, f, aoe.ErrorUnavailable)
+			break
+		}
+	}
+	if err := l.drain(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	wantError(t, a.call(a.read(tag(session, 1000), 0, 1)), aoe.ErrorUnavailable)
+	for _, f := range a.got {
+		t.Errorf("answered: %x", []byte(f))
+	}
+	d.failSync.Store(false)
+	store()
+	for {
+		if f := a.call(a.flush(tag(session, 2))); !f.IsError() {
+			wantATA(t, f, 0x61, 0x04)
+			return
+		}
+	}
+}
+
+// onceFile has one write-back error to tell, to whoever asks first, as the kernel does per descriptor.
+type onceFile struct {
+	File
 	armed bool
 }
 
-func (b *onceBackend) grow(int64) error {
+func (b *onceFile) Grow(int64) error {
 	b.armed = false
-	return errors.Join(errSync, unix.EIO)
+	return errors.Join(ErrNotDurable, unix.EIO)
 }
 
-func (b *onceBackend) sync() error {
+func (b *onceFile) Sync() error {
 	if b.armed {
 		b.armed = false
 		return unix.EIO
 	}
-	return b.backend.sync()
+	return b.File.Sync()
 }
 
 // TestLossHeardByGrow: the fsync of Grow is the one that hears of the loss; the next flush must not succeed.
 func TestLossHeardByGrow(t *testing.T) {
 	number := uint16(testShelf)
-	var back *onceBackend
-	r := newRigAt(t, Config{Dir: t.TempDir(), Number: &number, wrap: func(b backend) backend {
-		back = &onceBackend{backend: b}
+	var back *onceFile
+	r := newRigAt(t, Config{Dir: t.TempDir(), Number: &number, wrap: func(b File) File {
+		back = &onceFile{File: b}
 		return back
 	}})
 	l := r.lun(ManagedAccess)

@@ -34,27 +34,28 @@ type lun struct {
 	generation string
 	slot       uint8
 	access     Access
-	back       backend
+	back       File
 
 	// control is held over a change of rec, its way to the disk and the waiting for older writes.
-	control sync.Mutex
+	control sync.Locker
 	rec     atomic.Pointer[lunRecord] // replaced under control, never changed in place
 
 	jobs     chan *job     // reads, flushes; writes of managed LUNs
 	ordered  chan *job     // writes of open LUNs: one worker, so that a late duplicate stays before newer data
 	requests chan *job     // OPEN, reservations, masks, config strings
 	kick     chan struct{} // the cache epoch waits to be stored
-	workers  sync.WaitGroup
-	clerk    sync.WaitGroup
+	workers  group
+	clerk    group
 
 	// syncing is held over fdatasync: the kernel reports an error to one caller only, and none may report success
 	// before the loss is recorded.
-	syncing sync.Mutex
+	syncing sync.Locker
 
 	mu sync.Mutex
 	// All below is guarded by mu.
 	closed     bool
 	offline    bool // a lost cache is not stored yet; nothing is served
+	unmarked   bool // … nor marked
 	flushLost  bool // open LUNs: a flush failed, all later ones fail, too
 	sectors    uint64
 	cacheEpoch uint64
@@ -70,24 +71,28 @@ type lun struct {
 	ticks [lunWorkers + 1]uint64
 	// inline counts reads that a port tries by itself.
 	inline   int
-	finished *sync.Cond // a job finished while somebody waits
+	finished condition // a job finished while somebody waits
 	waiting  int
 }
 
 // newLun makes a LUN from its record; start makes it serve.
-func newLun(s *Shelf, rec *lunRecord, back backend) *lun {
+func newLun(s *Shelf, rec *lunRecord, back File) *lun {
 	l := &lun{
 		shelf: s, uuid: rec.UUID, generation: rec.Generation, slot: rec.Slot, access: rec.Access, back: back,
 		jobs:     make(chan *job, lunQueue),
 		ordered:  make(chan *job, lunQueue),
 		requests: make(chan *job, lunRequests),
 		kick:     make(chan struct{}, 1),
+		control:  newLock(s.turns),
+		syncing:  newLock(s.turns),
+		workers:  group{turns: s.turns},
+		clerk:    group{turns: s.turns},
 	}
-	l.finished = sync.NewCond(&l.mu)
+	l.finished = newCondition(s.host, &l.mu)
 	l.rec.Store(rec)
 	l.adopt(rec)
 	l.cacheEpoch = rec.CacheEpoch
-	now := s.now()
+	now := s.host.Now()
 	for epoch := range l.freed {
 		if rec.UsedEpochs&(1<<epoch) != 0 {
 			l.freed[epoch] = now
@@ -157,10 +162,14 @@ func (l *lun) save(change func(*lunRecord)) error {
 	l.rec.Store(rec)
 	l.mu.Lock()
 	l.adopt(rec)
-	if l.cacheEpoch == rec.CacheEpoch {
-		l.offline = false
+	stored := l.offline && l.cacheEpoch == rec.CacheEpoch
+	if stored {
+		l.offline, l.unmarked = false, false
 	}
 	l.mu.Unlock()
+	if stored {
+		return l.shelf.unmark(l.uuid)
+	}
 	return nil
 }
 
@@ -234,7 +243,7 @@ func (l *lun) allocated() (int64, error) {
 	if l.closed {
 		return 0, nil
 	}
-	used, err := l.back.allocated()
+	used, err := l.back.Allocated()
 	if err != nil {
 		return 0, fmt.Errorf("%s: %w", l.addr(), err)
 	}

@@ -48,7 +48,7 @@ type port struct {
 
 // newPort makes the loop of a link, which it borrows until the port is closed; run ends when ctx does.
 func newPort(ctx context.Context, s *Shelf, l link.Link) (*port, error) {
-	w, err := newWaker(l.FD())
+	w, err := s.newPortWaker(l)
 	if err != nil {
 		return nil, fmt.Errorf("serve %s: %w", l.Name(), err)
 	}
@@ -69,6 +69,18 @@ func newPort(ctx context.Context, s *Shelf, l link.Link) (*port, error) {
 	}
 	p.ready = func() bool { return len(p.finished) > 0 || len(p.news) > 0 || p.ctx.Err() != nil }
 	return p, nil
+}
+
+// newPortWaker makes what a port sleeps on.
+func (s *Shelf) newPortWaker(l link.Link) (*waker, error) {
+	if s.turns == nil {
+		return newWaker(l.FD())
+	}
+	inbox, ok := l.(interface{ Pending() int })
+	if !ok {
+		return nil, fmt.Errorf("link of type %T cannot be used with turns", l)
+	}
+	return newTurnWaker(s.turns, func() bool { return inbox.Pending() > 0 }), nil
 }
 
 // run serves until ctx ends or the link is down; then it waits for the jobs that LUNs have.
@@ -92,7 +104,8 @@ func (p *port) run() error {
 		err = p.sleep()
 	}
 	for p.lent > 0 {
-		p.takeBack(<-p.finished)
+		j, _ := receive(p.shelf.turns, p.finished)
+		p.takeBack(j)
 	}
 	return err
 }

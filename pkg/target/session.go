@@ -1,7 +1,6 @@
 package target
 
 import (
-	"context"
 	"slices"
 	"time"
 
@@ -51,14 +50,14 @@ func (l *lun) find(initiator aoe.UUID) *session {
 // end makes a session's frames invalid, queued ones included. The caller holds mu.
 func (l *lun) end(s *session) {
 	l.sessions[s.epoch] = nil
-	l.freed[s.epoch] = l.shelf.now()
+	l.freed[s.epoch] = l.shelf.host.Now()
 	l.rules++
 }
 
 // freeEpoch is the next epoch that no live session and no frame still on its way can have; 0 if there is none now. The
 // caller holds mu.
 func (l *lun) freeEpoch(last uint8) uint8 {
-	now := l.shelf.now()
+	now := l.shelf.host.Now()
 	epoch := last
 	for range aoe.MaxEpoch {
 		epoch = epoch%aoe.MaxEpoch + 1
@@ -71,7 +70,7 @@ func (l *lun) freeEpoch(last uint8) uint8 {
 
 // usedEpochs has a bit for each epoch that freeEpoch would refuse. The caller holds mu.
 func (l *lun) usedEpochs() (bits uint64) {
-	now := l.shelf.now()
+	now := l.shelf.host.Now()
 	for epoch := 1; epoch < len(l.sessions); epoch++ {
 		if l.sessions[epoch] != nil || !l.freed[epoch].IsZero() && now.Sub(l.freed[epoch]) < duplicateLifetime {
 			bits |= 1 << epoch
@@ -123,7 +122,7 @@ func (l *lun) openSession(node string, answer *aoe.OpenFields) error {
 	}
 	l.mu.Unlock()
 
-	ctx, cancel := context.WithTimeout(context.Background(), openPatience)
+	ctx, cancel := l.shelf.timeout(openPatience)
 	defer cancel()
 	if l.drain(ctx) != nil {
 		answer.Status = aoe.OpenBusy

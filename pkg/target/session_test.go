@@ -16,7 +16,7 @@ func newDiskRig(t *testing.T, access Access) (*rig, *disk, *clock) {
 	c := &clock{}
 	c.at.Store(time.Now().UnixNano())
 	disks := make(chan *disk, 100)
-	r := newRigAt(t, Config{Dir: t.TempDir(), Number: &number, now: c.now, wrap: func(b backend) backend {
+	r := newRigAt(t, Config{Dir: t.TempDir(), Number: &number, Host: testHost{clock: c}, wrap: func(b File) File {
 		d := newDisk(b)
 		disks <- d
 		return d

@@ -1,17 +1,13 @@
 package target
 
 import (
-	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
-	"strings"
+	"slices"
 	"sync"
 	"sync/atomic"
-	"time"
 
-	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
 	"github.com/aoe-csi/aoe-csi/pkg/aoe"
@@ -27,9 +23,10 @@ type Config struct {
 	// Number is the shelf's; nil takes the one that Dir remembers.
 	Number *uint16
 
-	bootID string                // of the running kernel, unless set by a test
-	now    func() time.Time      // time.Now, unless set by a test
-	wrap   func(backend) backend // nil, unless a test has disks fail or hang
+	// Host is nil for this machine.
+	Host Host
+
+	wrap func(File) File // nil, unless a test has disks fail or hang
 }
 
 // Shelf is an open directory of LUNs. Its methods may be called from any goroutine.
@@ -37,15 +34,15 @@ type Shelf struct {
 	number uint16
 	dir    string
 	uuid   string
+	host   Host
+	turns  Turns // the host's
+	media  Media
 	store  *store
-	lock   *os.File
-	luns   *os.File // the directory of LUN files, for fsync
-	now    func() time.Time
-	wrap   func(backend) backend
+	wrap   func(File) File
 	record *shelfRecord
 
 	// admin is held while LUNs come and go.
-	admin  sync.Mutex
+	admin  sync.Locker
 	closed bool // guarded by admin
 	slots  [maxSlots]atomic.Pointer[lun]
 
@@ -61,72 +58,34 @@ type Shelf struct {
 // Open opens the shelf in a directory, finishes what a crash interrupted, and makes all LUNs ready. ErrMismatch: the
 // directory belongs to another shelf number; ErrLocked: another process has it; ErrFormat: it was written by a newer version.
 func Open(c Config) (*Shelf, error) {
-	s := &Shelf{dir: c.Dir, now: c.now, wrap: c.wrap, ports: make(map[*port]struct{})}
-	if s.now == nil {
-		s.now = time.Now
+	if c.Host == nil {
+		c.Host = machine{}
 	}
-	if c.bootID == "" {
-		id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-		if err != nil {
-			return nil, fmt.Errorf("open shelf: boot ID: %w", err)
-		}
-		c.bootID = strings.TrimSpace(string(id))
-	}
-	err := s.open(c)
-	if err != nil {
+	s := &Shelf{dir: c.Dir, host: c.Host, turns: c.Host.Turns(), wrap: c.wrap, ports: make(map[*port]struct{})}
+	s.admin = newLock(s.turns)
+	if err := s.open(c); err != nil {
 		return nil, errors.Join(fmt.Errorf("open shelf in %s: %w", c.Dir, err), s.release())
 	}
 	return s, nil
 }
 
-func (s *Shelf) open(c Config) (err error) {
-	files := filepath.Join(c.Dir, "luns")
-	if err = os.MkdirAll(files, 0o700); err != nil {
-		return err
-	}
-	if s.lock, err = lockDir(c.Dir); err != nil {
-		return err
-	}
-	if s.luns, err = os.Open(files); err != nil {
-		return err
-	}
-	if s.store, err = openStore(c.Dir); err != nil {
-		return err
-	}
-	if err = s.identify(c); err != nil {
-		return err
-	}
-	if err = syncDir(c.Dir); err != nil {
-		return err
-	}
-	return s.load(c.bootID)
-}
-
-// lockDir makes sure that no other process serves the directory.
-func lockDir(dir string) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			err = ErrLocked
-		}
-		return nil, errors.Join(err, f.Close())
-	}
-	return f, nil
-}
-
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
+func (s *Shelf) open(c Config) error {
+	boot, err := s.host.BootID()
 	if err != nil {
 		return err
 	}
-	return errors.Join(f.Sync(), f.Close())
+	if s.media, err = s.host.Open(c.Dir); err != nil {
+		return err
+	}
+	s.store = &store{media: s.media}
+	if err := s.identify(c, boot); err != nil {
+		return err
+	}
+	return s.load(boot)
 }
 
 // identify reads the directory's number and UUID, or gives it both.
-func (s *Shelf) identify(c Config) error {
+func (s *Shelf) identify(c Config, bootID string) error {
 	rec, err := s.store.shelf()
 	if err != nil {
 		return err
@@ -138,7 +97,7 @@ func (s *Shelf) identify(c Config) error {
 		if *c.Number > aoe.MaxShelf {
 			return fmt.Errorf("%w: shelf number %d, the largest is %d", ErrInvalid, *c.Number, aoe.MaxShelf)
 		}
-		rec = &shelfRecord{Format: shelfFormat, Shelf: *c.Number, UUID: newUUID(), BootID: c.bootID, Clean: true}
+		rec = &shelfRecord{Format: shelfFormat, Shelf: *c.Number, UUID: s.newUUID(), BootID: bootID, Clean: true}
 		if err := s.store.putShelf(rec); err != nil {
 			return err
 		}
@@ -156,6 +115,10 @@ func (s *Shelf) load(bootID string) error {
 		return err
 	}
 	lost := s.record.BootID != bootID && !s.record.Clean
+	marks, err := s.media.Marks()
+	if err != nil {
+		return err
+	}
 	known := make(map[string]bool)
 	live := recs[:0]
 	for _, rec := range recs {
@@ -165,15 +128,20 @@ func (s *Shelf) load(bootID string) error {
 			}
 			continue
 		}
-		if lost {
-			rec.CacheEpoch = newCacheEpoch(rec.CacheEpoch)
+		if lost || slices.Contains(marks, rec.UUID) {
+			rec.CacheEpoch = s.newCacheEpoch(rec.CacheEpoch)
 		}
-		known[fileName(rec.UUID)] = true
+		known[rec.UUID] = true
 		live = append(live, rec)
 	}
-	if lost && len(live) > 0 {
-		klog.InfoS("The host went down with LUNs open: sessions from before it report lost flushes", "shelf", s.number, "luns", len(live))
+	if (lost || len(marks) > 0) && len(live) > 0 {
+		klog.InfoS("Acknowledged writes may be lost: flushes of older sessions fail", "shelf", s.number, "hostWentDown", lost, "failedFlushes", len(marks))
 		if err := s.store.putLuns(live...); err != nil {
+			return err
+		}
+	}
+	for _, name := range marks {
+		if err := s.unmark(name); err != nil {
 			return err
 		}
 	}
@@ -192,7 +160,7 @@ func (s *Shelf) load(bootID string) error {
 
 // revive starts a LUN; one whose file is damaged is left out, with its slot taken, so that the others are served.
 func (s *Shelf) revive(rec *lunRecord) {
-	back, err := openFile(s.path(rec.UUID), rec.SizeBytes)
+	back, err := s.media.File(rec.UUID, rec.SizeBytes)
 	if err != nil {
 		klog.ErrorS(err, "LUN cannot be served", "shelf", s.number, "slot", rec.Slot, "generation", rec.Generation)
 		s.adopt(rec, missing{err})
@@ -202,7 +170,7 @@ func (s *Shelf) revive(rec *lunRecord) {
 }
 
 // adopt makes a LUN answer at its slot.
-func (s *Shelf) adopt(rec *lunRecord, back backend) *lun {
+func (s *Shelf) adopt(rec *lunRecord, back File) *lun {
 	if s.wrap != nil {
 		back = s.wrap(back)
 	}
@@ -212,33 +180,35 @@ func (s *Shelf) adopt(rec *lunRecord, back backend) *lun {
 	return l
 }
 
+// unmark forgets a loss that is stored.
+func (s *Shelf) unmark(uuid string) error {
+	if err := s.media.Unmark(uuid); err != nil {
+		return fmt.Errorf("shelf %d: %w", s.number, err)
+	}
+	return nil
+}
+
 // collect removes LUN files without a record: their creation or deletion was cut off.
 func (s *Shelf) collect(known map[string]bool) error {
-	names, err := s.luns.Readdirnames(-1)
+	names, err := s.media.Names()
 	if err != nil {
 		return err
 	}
 	for _, name := range names {
-		if known[name] || !strings.HasSuffix(name, fileSuffix) {
+		if known[name] {
 			continue
 		}
 		klog.InfoS("Removing a LUN file that nothing points at", "shelf", s.number, "file", name)
-		if err := removeFile(s.luns, filepath.Join(s.dir, "luns", name)); err != nil {
+		if err := s.media.Remove(name); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-const fileSuffix = ".img"
-
-func fileName(uuid string) string { return uuid + fileSuffix }
-
-func (s *Shelf) path(uuid string) string { return filepath.Join(s.dir, "luns", fileName(uuid)) }
-
 // erase removes a LUN's bytes, then its record.
 func (s *Shelf) erase(uuid string) error {
-	if err := removeFile(s.luns, s.path(uuid)); err != nil {
+	if err := s.media.Remove(uuid); err != nil {
 		return err
 	}
 	return s.store.deleteLun(uuid)
@@ -294,7 +264,7 @@ func (l *lun) close() (durable bool, err error) {
 	l.mu.Unlock()
 	l.control.Unlock()
 	l.clerk.Wait()
-	if err = l.back.sync(); err != nil {
+	if err = l.back.Sync(); err != nil {
 		err = fmt.Errorf("%s: make data durable: %w", l.addr(), err)
 		durable = false
 	}
@@ -305,35 +275,39 @@ func (l *lun) close() (durable bool, err error) {
 		durable = storeErr == nil
 		err = errors.Join(err, storeErr)
 	}
-	return durable, errors.Join(err, l.back.close())
+	return durable, errors.Join(err, l.back.Close())
 }
 
 // renewCacheEpoch stores that acknowledged data may be gone, for the sessions of a later process.
 func (l *lun) renewCacheEpoch() error {
 	rec := l.rec.Load().clone()
-	rec.CacheEpoch = newCacheEpoch(rec.CacheEpoch)
+	rec.CacheEpoch = l.shelf.newCacheEpoch(rec.CacheEpoch)
 	return l.shelf.store.putLuns(rec)
 }
 
 // release closes what open opened.
 func (s *Shelf) release() error {
-	var err error
-	if s.store != nil {
-		err = s.store.close()
+	if s.media == nil {
+		return nil
 	}
-	if s.luns != nil {
-		err = errors.Join(err, s.luns.Close())
-	}
-	if s.lock != nil {
-		err = errors.Join(err, s.lock.Close())
-	}
-	return err
+	return s.media.Close()
 }
 
 // newUUID is a random UUID in its usual form.
-func newUUID() string {
+func (s *Shelf) newUUID() string {
 	var b [16]byte
-	rand.Read(b[:]) // never fails
+	s.host.Random(b[:])
 	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[0:4], b[4:6], b[6:8], b[8:10], b[10:16])
+}
+
+// newCacheEpoch differs from all that were before, also from those of a directory that was restored from a copy.
+func (s *Shelf) newCacheEpoch(old uint64) uint64 {
+	for {
+		var b [8]byte
+		s.host.Random(b[:])
+		if e := binary.BigEndian.Uint64(b[:]); e != 0 && e != old {
+			return e
+		}
+	}
 }

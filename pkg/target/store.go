@@ -2,54 +2,26 @@ package target
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
-	"path/filepath"
-	"time"
-
-	bolt "go.etcd.io/bbolt"
 )
 
-var (
-	shelfBucket = []byte("shelf")
-	lunBucket   = []byte("luns")
-	shelfKey    = []byte("self")
+// Buckets of the metadata; the shelf's own record has one key.
+const (
+	shelfBucket = "shelf"
+	lunBucket   = "luns"
+	shelfKey    = "self"
 )
 
-// store is the metadata. A method that returns nil has made its change durable.
+// store is the metadata: records in JSON. A method that returns nil has made its change durable.
 type store struct {
-	db *bolt.DB
+	media Media
 }
-
-// openStore opens or makes the metadata in dir; the caller holds the directory's lock.
-func openStore(dir string) (*store, error) {
-	path := filepath.Join(dir, "meta.db")
-	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second})
-	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", path, err)
-	}
-	err = db.Update(func(tx *bolt.Tx) error {
-		for _, name := range [][]byte{shelfBucket, lunBucket} {
-			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("prepare %s: %w", path, err), db.Close())
-	}
-	return &store{db: db}, nil
-}
-
-func (s *store) close() error { return s.db.Close() }
 
 // shelf reads the directory's own record; nil if there is none yet.
 func (s *store) shelf() (*shelfRecord, error) {
 	var rec *shelfRecord
-	err := s.db.View(func(tx *bolt.Tx) error {
-		data := tx.Bucket(shelfBucket).Get(shelfKey)
-		if data == nil {
+	err := s.media.Records(shelfBucket, func(key string, data []byte) error {
+		if key != shelfKey {
 			return nil
 		}
 		rec = new(shelfRecord)
@@ -63,8 +35,7 @@ func (s *store) putShelf(rec *shelfRecord) error {
 	if err != nil {
 		return fmt.Errorf("encode shelf record: %w", err)
 	}
-	err = s.db.Update(func(tx *bolt.Tx) error { return tx.Bucket(shelfBucket).Put(shelfKey, data) })
-	if err != nil {
+	if err := s.media.Update(Change{Bucket: shelfBucket, Key: shelfKey, Value: data}); err != nil {
 		return fmt.Errorf("write shelf record: %w", err)
 	}
 	return nil
@@ -73,42 +44,35 @@ func (s *store) putShelf(rec *shelfRecord) error {
 // luns reads all LUN records.
 func (s *store) luns() ([]*lunRecord, error) {
 	var recs []*lunRecord
-	err := s.db.View(func(tx *bolt.Tx) error {
-		return tx.Bucket(lunBucket).ForEach(func(key, data []byte) error {
-			rec := new(lunRecord)
-			if err := decodeRecord(data, rec, lunFormat, "LUN "+string(key)); err != nil {
-				return err
-			}
-			recs = append(recs, rec)
-			return nil
-		})
+	err := s.media.Records(lunBucket, func(key string, data []byte) error {
+		rec := new(lunRecord)
+		if err := decodeRecord(data, rec, lunFormat, "LUN "+key); err != nil {
+			return err
+		}
+		recs = append(recs, rec)
+		return nil
 	})
 	return recs, err
 }
 
-// putLuns writes records in one transaction: all of them or none.
+// putLuns writes records at once: all of them or none.
 func (s *store) putLuns(recs ...*lunRecord) error {
-	err := s.db.Update(func(tx *bolt.Tx) error {
-		for _, rec := range recs {
-			data, err := json.Marshal(rec)
-			if err != nil {
-				return err
-			}
-			if err := tx.Bucket(lunBucket).Put([]byte(rec.UUID), data); err != nil {
-				return err
-			}
+	changes := make([]Change, len(recs))
+	for i, rec := range recs {
+		data, err := json.Marshal(rec)
+		if err != nil {
+			return fmt.Errorf("encode LUN record: %w", err)
 		}
-		return nil
-	})
-	if err != nil {
+		changes[i] = Change{Bucket: lunBucket, Key: rec.UUID, Value: data}
+	}
+	if err := s.media.Update(changes...); err != nil {
 		return fmt.Errorf("write LUN record: %w", err)
 	}
 	return nil
 }
 
 func (s *store) deleteLun(uuid string) error {
-	err := s.db.Update(func(tx *bolt.Tx) error { return tx.Bucket(lunBucket).Delete([]byte(uuid)) })
-	if err != nil {
+	if err := s.media.Update(Change{Bucket: lunBucket, Key: uuid}); err != nil {
 		return fmt.Errorf("delete LUN record %s: %w", uuid, err)
 	}
 	return nil

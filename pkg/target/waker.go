@@ -15,7 +15,13 @@ type waker struct {
 	file   *os.File // an eventfd; os.File makes a late write after close harmless
 	asleep atomic.Bool
 	fds    [2]unix.PollFd
+
+	turns    Turns
+	readable func() bool // with turns
 }
+
+// newTurnWaker makes a waker for a loop that is a task of a simulation; readable stands for the descriptor.
+func newTurnWaker(t Turns, readable func() bool) *waker { return &waker{turns: t, readable: readable} }
 
 // newWaker makes a waker for a loop that polls fd, which it borrows.
 func newWaker(fd int) (*waker, error) {
@@ -41,6 +47,10 @@ func (w *waker) wake() {
 
 // sleep returns when fd has events or somebody wakes, and at once if ready says so after wake began to work.
 func (w *waker) sleep(events int16, ready func() bool) error {
+	if w.turns != nil {
+		w.turns.Await(func() bool { return ready() || w.readable() })
+		return nil
+	}
 	w.asleep.Store(true)
 	defer w.asleep.Store(false)
 	if ready() {
@@ -57,4 +67,9 @@ func (w *waker) sleep(events int16, ready func() bool) error {
 	return nil
 }
 
-func (w *waker) close() error { return w.file.Close() }
+func (w *waker) close() error {
+	if w.turns != nil {
+		return nil
+	}
+	return w.file.Close()
+}

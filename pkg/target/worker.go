@@ -2,8 +2,6 @@ package target
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/binary"
 	"time"
 
 	"k8s.io/klog/v2"
@@ -39,7 +37,11 @@ func (j *job) refuse(code aoe.ErrorCode) {
 
 // work runs jobs of one queue until stop; i is the worker's number in ticks.
 func (l *lun) work(i int, queue <-chan *job) {
-	for j := range queue {
+	for {
+		j, ok := receive(l.shelf.turns, queue)
+		if !ok {
+			return
+		}
 		if l.begin(i, j) {
 			l.done(i, j, l.execute(j))
 		}
@@ -59,7 +61,7 @@ func (l *lun) begin(i int, j *job) bool {
 	}
 	j.rules, j.sectors = l.rules, l.sectors
 	l.ticks[i]++
-	return true
+	return !l.unmarked
 }
 
 // stillMayRun judges a queued job by the rules of now. One that may not has its answer, if its sender gets any. The caller holds mu.
@@ -113,13 +115,19 @@ func (l *lun) drain(ctx context.Context) error {
 }
 
 // loseCache records that acknowledged data may be gone. The caller holds syncing, so that no flush succeeds before. The clerk
-// stores the new epoch; nothing is served until it is stored.
+// stores the new epoch; nothing is served until it is stored. The kernel has told of the loss and will not do so again: the mark
+// is for a process that starts after this one was killed before the epoch was stored.
 func (l *lun) loseCache(cause error) {
+	err := l.shelf.media.Mark(l.uuid)
+	if err != nil {
+		klog.ErrorS(err, "Loss not marked", "lun", l.addr(), "generation", l.generation)
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	klog.ErrorS(cause, "Data not durable, acknowledged writes may be lost", "lun", l.addr(), "generation", l.generation)
-	l.cacheEpoch = newCacheEpoch(l.cacheEpoch)
+	l.cacheEpoch = l.shelf.newCacheEpoch(l.cacheEpoch)
 	l.flushLost, l.offline = true, true
+	l.unmarked = l.unmarked || err != nil
 	if !l.closed {
 		select {
 		case l.kick <- struct{}{}:
@@ -128,15 +136,12 @@ func (l *lun) loseCache(cause error) {
 	}
 }
 
-// newCacheEpoch differs from all that were before, also from those of a directory that was restored from a copy.
-func newCacheEpoch(old uint64) uint64 {
-	for {
-		var b [8]byte
-		rand.Read(b[:]) // never fails
-		if e := binary.BigEndian.Uint64(b[:]); e != 0 && e != old {
-			return e
-		}
-	}
+// mayTell says whether a failed flush may be answered: if only this process knows of the loss, and the one answer does not arrive, the
+// loss would be forgotten with the process.
+func (l *lun) mayTell() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return !l.unmarked
 }
 
 // storeRetry is the pause before a cache epoch that could not be stored is tried again.
@@ -144,23 +149,23 @@ const storeRetry = time.Second
 
 // serveRequests is the LUN's clerk: it runs what changes the record, one after the other, until stop.
 func (l *lun) serveRequests() {
-	var retry <-chan time.Time
+	retry, stop := context.Background(), func() {}
 	for {
-		select {
-		case j, ok := <-l.requests:
-			if !ok {
-				return
-			}
+		j, ok := l.errand(retry)
+		if !ok {
+			stop()
+			return
+		}
+		if j != nil {
 			l.serve(j)
 			j.port.finish(j)
 			continue
-		case <-l.kick:
-		case <-retry:
 		}
-		retry = nil
+		stop()
+		retry, stop = context.Background(), func() {}
 		if err := l.storeCacheEpoch(); err != nil {
 			klog.ErrorS(err, "Cache epoch not stored, the LUN is not served until it is", "lun", l.addr())
-			retry = time.After(storeRetry)
+			retry, stop = l.shelf.timeout(storeRetry)
 		}
 	}
 }

@@ -8,29 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// backend is where a LUN's bytes are. Its methods may be called from several workers at once and allocate nothing.
-type backend interface {
-	// readAt fills p from off; reading past the end is an error.
-	readAt(p []byte, off int64) error
-	// readCached is readAt if that needs no disk, else it returns false and p is undefined.
-	readCached(p []byte, off int64) bool
-	// writeAt writes p at off; with durable set it returns when p is on the medium.
-	writeAt(p []byte, off int64, durable bool) error
-	// sync makes everything written before durable.
-	sync() error
-	// discard makes the range read as zeroes and gives its space back.
-	discard(off, n int64) error
-	// trims says whether discard works here.
-	trims() bool
-	// grow makes the backend at least n bytes long, durably.
-	grow(n int64) error
-	// allocated is what the bytes take on the disk.
-	allocated() (int64, error)
-	close() error
-}
-
-// fileBackend is a sparse file.
-type fileBackend struct {
+// sparseFile is a sparse file.
+type sparseFile struct {
 	file  *os.File
 	fd    int
 	punch bool
@@ -69,7 +48,7 @@ func removeFile(dir *os.File, path string) error {
 }
 
 // openFile opens a LUN's file, which must have at least size bytes.
-func openFile(path string, size int64) (*fileBackend, error) {
+func openFile(path string, size int64) (*sparseFile, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open LUN file: %w", err)
@@ -81,13 +60,13 @@ func openFile(path string, size int64) (*fileBackend, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open LUN file %s: %w", path, err), f.Close())
 	}
-	b := &fileBackend{file: f, fd: int(f.Fd())}
+	b := &sparseFile{file: f, fd: int(f.Fd())}
 	// Punching a hole behind the end changes nothing and tells whether the file system can.
 	b.punch = unix.Fallocate(b.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, info.Size(), 4096) == nil
 	return b, nil
 }
 
-func (b *fileBackend) readAt(p []byte, off int64) error {
+func (b *sparseFile) ReadAt(p []byte, off int64) error {
 	for len(p) > 0 {
 		n, err := unix.Pread(b.fd, p, off)
 		switch {
@@ -104,13 +83,13 @@ func (b *fileBackend) readAt(p []byte, off int64) error {
 	return nil
 }
 
-func (b *fileBackend) readCached(p []byte, off int64) bool {
+func (b *sparseFile) ReadCached(p []byte, off int64) bool {
 	iov := [1][]byte{p}
 	n, err := unix.Preadv2(b.fd, iov[:], off, unix.RWF_NOWAIT)
 	return err == nil && n == len(p)
 }
 
-func (b *fileBackend) writeAt(p []byte, off int64, durable bool) error {
+func (b *sparseFile) WriteAt(p []byte, off int64, durable bool) error {
 	for len(p) > 0 {
 		n, err := b.write(p, off, durable)
 		switch {
@@ -127,7 +106,7 @@ func (b *fileBackend) writeAt(p []byte, off int64, durable bool) error {
 	return nil
 }
 
-func (b *fileBackend) write(p []byte, off int64, durable bool) (int, error) {
+func (b *sparseFile) write(p []byte, off int64, durable bool) (int, error) {
 	if !durable {
 		return unix.Pwrite(b.fd, p, off)
 	}
@@ -135,7 +114,7 @@ func (b *fileBackend) write(p []byte, off int64, durable bool) (int, error) {
 	return unix.Pwritev2(b.fd, iov[:], off, unix.RWF_DSYNC)
 }
 
-func (b *fileBackend) sync() error {
+func (b *sparseFile) Sync() error {
 	for {
 		if err := unix.Fdatasync(b.fd); !errors.Is(err, unix.EINTR) {
 			return err
@@ -143,7 +122,7 @@ func (b *fileBackend) sync() error {
 	}
 }
 
-func (b *fileBackend) discard(off, n int64) error {
+func (b *sparseFile) Discard(off, n int64) error {
 	for {
 		err := unix.Fallocate(b.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 		if !errors.Is(err, unix.EINTR) {
@@ -152,16 +131,16 @@ func (b *fileBackend) discard(off, n int64) error {
 	}
 }
 
-func (b *fileBackend) trims() bool { return b.punch }
+func (b *sparseFile) Trims() bool { return b.punch }
 
-func (b *fileBackend) grow(n int64) error {
+func (b *sparseFile) Grow(n int64) error {
 	info, err := b.file.Stat()
 	if err == nil && info.Size() < n {
 		err = b.file.Truncate(n)
 	}
 	if err == nil {
 		if err = b.file.Sync(); err != nil {
-			err = fmt.Errorf("%w: %w", errSync, err)
+			err = fmt.Errorf("%w: %w", ErrNotDurable, err)
 		}
 	}
 	if err != nil {
@@ -170,7 +149,7 @@ func (b *fileBackend) grow(n int64) error {
 	return nil
 }
 
-func (b *fileBackend) allocated() (int64, error) {
+func (b *sparseFile) Allocated() (int64, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(b.fd, &st); err != nil {
 		return 0, fmt.Errorf("stat LUN file: %w", err)
@@ -178,7 +157,4 @@ func (b *fileBackend) allocated() (int64, error) {
 	return st.Blocks * 512, nil
 }
 
-func (b *fileBackend) close() error { return b.file.Close() }
-
-// errSync: an fsync failed; acknowledged writes may be gone.
-var errSync = errors.New("data not durable")
+func (b *sparseFile) Close() error { return b.file.Close() }
