@@ -90,7 +90,7 @@ func runInitiator(ctx context.Context, opt initiatorOptions) (err error) {
 		return err
 	}
 	becomeFlusher() // may start the process anew
-	lock, err := attach.LockRunDir(opt.runDir)
+	lock, err := attach.LockDirs(opt.runDir, opt.stateDir)
 	if err != nil {
 		return err
 	}

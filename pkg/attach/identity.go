@@ -64,6 +64,22 @@ func openIdentity(dir string) (*identity, error) {
 	return id, nil
 }
 
+// readUUID returns the UUID of the identity kept in dir; "" if there is none.
+func readUUID(dir string) (string, error) {
+	id := &identity{path: filepath.Join(dir, "initiator.json")}
+	b, err := os.ReadFile(id.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err == nil {
+		err = id.parse(b)
+	}
+	if err != nil {
+		return "", fmt.Errorf("initiator's identity %s: %w", id.path, err)
+	}
+	return id.String(), nil
+}
+
 func (id *identity) parse(b []byte) error {
 	var stored storedIdentity
 	if err := json.Unmarshal(b, &stored); err != nil {

@@ -19,25 +19,53 @@ import (
 // graceTime is how long calls that are under way may take when the server stops.
 const graceTime = 3 * time.Second
 
-// ErrRunning says that another initiator has the run directory.
+// ErrRunning says that another initiator has the run directory, or the identity.
 var ErrRunning = errors.New("another initiator is running")
 
-// LockRunDir makes the directory and makes sure that no other initiator uses it, as long as the file stays open.
-func LockRunDir(dir string) (*os.File, error) {
+// Lock is this process's hold on an initiator's directories.
+type Lock struct{ files []*os.File }
+
+// LockDirs makes the directories and makes sure that no other initiator uses one of them until the lock is closed: attachments have one
+// server, and so has the identity by which devices in the kernel are known.
+func LockDirs(runDir, stateDir string) (*Lock, error) {
+	l := &Lock{}
+	for _, dir := range []string{runDir, stateDir} {
+		if dir == stateDir && len(l.files) > 0 && filepath.Clean(runDir) == filepath.Clean(stateDir) {
+			break
+		}
+		f, err := lockDir(dir)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("lock directory %s: %w", dir, err), l.Close())
+		}
+		l.files = append(l.files, f)
+	}
+	return l, nil
+}
+
+func lockDir(dir string) (*os.File, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, fmt.Errorf("run directory: %w", err)
+		return nil, err
 	}
 	f, err := os.OpenFile(filepath.Join(dir, "initiator.lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("run directory: %w", err)
+		return nil, err
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			err = ErrRunning
 		}
-		return nil, errors.Join(fmt.Errorf("lock run directory %s: %w", dir, err), f.Close())
+		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
+}
+
+// Close gives the directories free.
+func (l *Lock) Close() error {
+	var errs []error
+	for _, f := range l.files {
+		errs = append(errs, f.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // Listen makes the API's unix socket, for root only. Whoever has the run directory's lock may replace a stale one.

@@ -5,7 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -35,6 +35,8 @@ type Config struct {
 	Frontends  []blockdev.Frontend // in the order of preference
 	PoolMax    int                 // frames per volume; 0: initiator.DefaultPoolMax
 	MaxVolumes int                 // 0: 256
+
+	host host // zero: this one
 }
 
 // Manager holds a node's attachments. Safe for concurrent use.
@@ -62,6 +64,9 @@ func NewManager(cfg Config) (*Manager, error) {
 	if cfg.MaxVolumes == 0 {
 		cfg.MaxVolumes = defaultMaxVolumes
 	}
+	if cfg.host == (host{}) {
+		cfg.host = thisHost
+	}
 	boot, err := bootID()
 	if err != nil {
 		return nil, err
@@ -71,10 +76,14 @@ func NewManager(cfg Config) (*Manager, error) {
 		return nil, err
 	}
 	m := &Manager{
-		cfg: cfg, id: id, bootID: boot, sysfs: "/sys/class/block", records: records{dir: filepath.Join(cfg.RunDir, "attachments")},
+		cfg: cfg, id: id, bootID: boot, sysfs: "/sys/class/block", records: recordsIn(cfg.RunDir),
 		attachments: make(map[string]*attachment), watchers: make(map[chan struct{}]struct{}),
 	}
 	m.stopped, m.stop = context.WithCancel(context.Background())
+	if err := os.MkdirAll(m.records.dir, 0o700); err != nil {
+		m.stop()
+		return nil, fmt.Errorf("records of attachments: %w", err)
+	}
 	found, bad, err := m.records.load()
 	if err != nil {
 		m.stop()
@@ -86,6 +95,7 @@ func NewManager(cfg Config) (*Manager, error) {
 	for _, rec := range found {
 		m.adopt(rec)
 	}
+	m.tasks.Go(m.reconcile)
 	return m, nil
 }
 

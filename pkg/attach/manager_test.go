@@ -34,6 +34,7 @@ type bench struct {
 	state  string
 	shelf  string
 	kernel *fakeKernel
+	host   host // where it is looked up who uses a device; nobody does
 
 	stopTarget func()
 	luns       *target.Shelf
@@ -41,7 +42,7 @@ type bench struct {
 }
 
 func newBench(t *testing.T) *bench {
-	b := &bench{t: t, run: t.TempDir(), state: t.TempDir(), shelf: t.TempDir(), kernel: newFakeKernel(t)}
+	b := &bench{t: t, run: t.TempDir(), state: t.TempDir(), shelf: t.TempDir(), kernel: newFakeKernel(t), host: fakeHost(t, nil)}
 	b.startTarget()
 	t.Cleanup(func() { b.stopTarget() })
 	b.start()
@@ -90,7 +91,7 @@ func (b *bench) start() {
 		b.t.Fatal(err)
 	}
 	b.m, err = NewManager(Config{RunDir: b.run, StateDir: b.state, Shards: []*initiator.Shard{shard},
-		Frontends: []blockdev.Frontend{&fakeFrontend{b.kernel}}, MaxVolumes: 3})
+		Frontends: []blockdev.Frontend{&fakeFrontend{b.kernel}}, MaxVolumes: 3, host: b.host})
 	if err != nil {
 		b.t.Fatal(err)
 	}

@@ -55,6 +55,8 @@ type record struct {
 // records is the directory they are in, a file each.
 type records struct{ dir string }
 
+func recordsIn(runDir string) records { return records{dir: filepath.Join(runDir, "attachments")} }
+
 const (
 	recordSuffix = ".record"
 	// temporarySuffix marks a record that is being written; a leftover of a crash means nothing, as the rename did not happen.
@@ -110,11 +112,8 @@ type damaged struct {
 // load reads all records. What cannot be understood for certain, or contradicts another, is left alone and told of beside the
 // others.
 func (r records) load() ([]*record, []damaged, error) {
-	if err := os.MkdirAll(r.dir, 0o700); err != nil {
-		return nil, nil, fmt.Errorf("load records: %w", err)
-	}
 	entries, err := os.ReadDir(r.dir)
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, nil, fmt.Errorf("load records: %w", err)
 	}
 	var good []*record

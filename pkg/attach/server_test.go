@@ -175,23 +175,27 @@ func TestDialWithoutInitiator(t *testing.T) {
 	}
 }
 
-func TestRunDirIsForOne(t *testing.T) {
-	dir := t.TempDir()
-	first, err := LockRunDir(dir)
+func TestDirectoriesAreForOne(t *testing.T) {
+	run, state, other := t.TempDir(), t.TempDir(), t.TempDir()
+	first, err := LockDirs(run, state)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := LockRunDir(dir); !errors.Is(err, ErrRunning) {
-		t.Errorf("second: %v", err)
+	for _, dirs := range [][2]string{{run, state}, {run, other}, {other, state}} {
+		if _, err := LockDirs(dirs[0], dirs[1]); !errors.Is(err, ErrRunning) {
+			t.Errorf("second, in %v: %v", dirs, err)
+		}
 	}
 	if err := first.Close(); err != nil {
 		t.Fatal(err)
 	}
-	again, err := LockRunDir(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := again.Close(); err != nil {
-		t.Error(err)
+	for _, dirs := range [][2]string{{run, state}, {other, other}} {
+		again, err := LockDirs(dirs[0], dirs[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := again.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 }
