@@ -28,6 +28,7 @@ source "$ROOT/hack/cluster/env.sh"
 source "$ROOT/hack/cluster/network.sh"
 source "$ROOT/hack/cluster/control-plane.sh"
 source "$ROOT/hack/cluster/disk.sh"
+source "$ROOT/hack/cluster/config.sh"
 source "$ROOT/hack/cluster/nodes.sh"
 
 kubectl() { in_net "$PROGRAMS/kubectl" --kubeconfig "$STATE/admin.kubeconfig" "$@"; }
@@ -86,7 +87,9 @@ down() {
   for file in "$PIDS"/node*; do
     [ ! -e "$file" ] || node_kill "$(basename "$file")"
   done
-  for file in kube-scheduler kube-controller-manager kube-apiserver etcd; do stop_pid "$PIDS/$file" 3; done
+  # Nothing of it is kept: told to end together, and not waited for long.
+  for file in "$PIDS"/*; do [ ! -s "$file" ] || kill "$(cat "$file")" 2>/dev/null || true; done
+  for file in "$PIDS"/*; do [ ! -e "$file" ] || stop_pid "$file" 1; done
   network_down
   rm -rf "$STATE/etcd" "$STATE"/nodes/*/disk.img
 }

@@ -67,7 +67,7 @@ succeeded() {
     k logs "$1" || true
     return 1
   fi
-  k logs "$1"
+  k logs "$1" || { echo "$1: its log cannot be read"; return 1; }
 }
 
 # on NODE FILE: the pod of an example, on a node of our choice.
@@ -117,8 +117,6 @@ move_data() {
   on node2 examples/writer.yaml
   succeeded writer
   show kubectl get pvc,pv,volumeattachment,aoev
-  show kubectl describe aoev
-  show kubectl describe volumeattachment
   step "deleting the pod and reading in another one, on node1, the storage host"
   k delete pod writer --wait --timeout=90s
   on node1 examples/reader.yaml
@@ -129,12 +127,14 @@ look() {
   step "what Kubernetes knows"
   show kubectl get pvc,pv,volumeattachment,aoev
   show kubectl describe aoev
+  show kubectl describe volumeattachment
   show kubectl describe pvc data
   show kubectl describe pod reader
 }
 
 trap finish EXIT
-trap 'exit 130' INT TERM
+trap 'STEP+=" (interrupted)"; exit 130' INT
+trap 'STEP+=" (told to end)"; exit 143' TERM
 start
 install_driver
 move_data

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by cluster.sh and by what runs in a node: names and addresses of the test cluster.
+# Sourced by cluster.sh: names and addresses of the test cluster.
 
 NETNS=aoe-csi-lab
 API_ADDRESS=10.99.0.1   # the bridge of the pod and API network, in the namespace

@@ -12,11 +12,12 @@ node_start() {
   ! alive "$PIDS/$name" || die "$name is running already"
   mkdir -p "$dir/share"
   [ -e "$dir/disk.img" ] || cp --sparse=always "$TEMPLATE/disk.img" "$dir/disk.img"
-  cp "$STATE/$name.kubeconfig" "$dir/share/kubeconfig"
   rm -f "$dir"/share/*.log
+  node_config "$name" "$dir/share"
   taps_up "$n"
-  printf 'exec bash %q %q %q\n' "$ROOT/hack/cluster/guest.sh" "$name" "$PROGRAMS" >"$dir/script"
-  local RESULTS=$dir/share NICS=0 MEM=${NODE_MEM:-3072} SMP=${NODE_SMP:-2} ENV=''
+  printf 'exec bash %q %q %q %q %q\n' "/lower$ROOT/hack/cluster/guest.sh" "$name" "$(node_address "$n")" $SHELL_PORT \
+    "/lower$PROGRAMS/kubelet" >"$dir/script"
+  local RESULTS=$dir/share NICS=0 MEM=${NODE_MEM:-3072} SMP=${NODE_SMP:-2} ENV='' VM_APPEND=aoecsi.only=boot
   vm_prepare "$dir/script"
   # Unsafe caching: a killed emulator loses nothing, only a crash of this machine would.
   qemu_command \

@@ -57,18 +57,21 @@ make_initramfs() {
   depmod -b "$KERNEL" "$release"
   # Modules are unpacked once here instead of slowly in every emulated guest.
   # shellcheck disable=SC2046
-  module_files "$release" $(wanted_modules boot) $(wanted_modules ready) | { grep '\.xz$' || true; } | xargs -r xz -d
+  module_files "$release" $(wanted_modules boot) $(wanted_modules test) $(wanted_modules ready) | { grep '\.xz$' || true; } | xargs -r xz -d
   depmod -b "$KERNEL" "$release"
   rm -rf "$tree"
   mkdir -p "$tree"/{bin,dev,proc,sys,lower,rw,newroot,mods}
   cp /bin/busybox "$tree/bin/"
   install -m 755 "$ROOT/hack/vm/init" "$tree/init"
-  local file
-  # shellcheck disable=SC2046
-  module_files "$release" $(wanted_modules boot) | while read -r file; do
-    cp "$file" "$tree/mods/"
-    basename "$file"
-  done >"$tree/order"
+  local file kind
+  for kind in boot test; do
+    # shellcheck disable=SC2046
+    module_files "$release" $(wanted_modules $kind) | while read -r file; do
+      [ ! -e "$tree/mods/$(basename "$file")" ] || continue # "boot" has loaded it
+      cp "$file" "$tree/mods/"
+      basename "$file"
+    done >"$tree/order.$kind"
+  done
   (cd "$tree" && find . | cpio -o -H newc 2>/dev/null) >"$VM/initrd.tmp"
   mv "$VM/initrd.tmp" "$VM/initrd"
   vm_inputs >"$VM/initrd.inputs"
@@ -76,7 +79,7 @@ make_initramfs() {
 }
 
 # qemu_command ARG…: sets QEMU to the command line of the emulator, the guest's console on standard output. Reads RESULTS
-# (the shared directory), SMP, MEM, NICS and VM_ACCEL.
+# (the shared directory), SMP, MEM, NICS, VM_ACCEL and VM_APPEND (more for the kernel's command line).
 qemu_command() {
   local nics=() i
   for ((i = 0; i < ${NICS:-0}; i++)); do
@@ -85,7 +88,7 @@ qemu_command() {
   QEMU=(qemu-system-x86_64 -accel "${VM_ACCEL:-tcg,thread=multi,tb-size=1024}" -cpu max -smp "${SMP:-2}" -m "${MEM:-4096}"
     -display none -no-reboot -nodefaults -serial stdio
     -kernel "$(echo "$KERNEL"/boot/vmlinuz-*)" -initrd "$VM/initrd"
-    -append "console=ttyS0 quiet panic=-1 mitigations=off nokaslr audit=0 net.ifnames=0 aoecsi.guest=$ROOT/hack/vm/guest.sh aoecsi.modules=$KERNEL/lib/modules"
+    -append "console=ttyS0 quiet panic=-1 mitigations=off nokaslr audit=0 net.ifnames=0 aoecsi.guest=$ROOT/hack/vm/guest.sh aoecsi.modules=$KERNEL/lib/modules${VM_APPEND:+ $VM_APPEND}"
     -object rng-random,id=rng,filename=/dev/urandom -device virtio-rng-pci,rng=rng
     -fsdev local,id=host,path=/,security_model=none,multidevs=remap,readonly=on
     -device virtio-9p-pci,fsdev=host,mount_tag=host
