@@ -168,7 +168,7 @@ func (s *Service) realize(ctx context.Context, rec *volume.Record) error {
 		case volume.PhaseDeleting:
 			return fmt.Errorf("%w: volume %s is being removed", volume.ErrPending, r.Name)
 		}
-		r.Phase, r.Message = volume.PhaseReady, ""
+		r.Phase, r.Message, r.ShelfBytes = volume.PhaseReady, "", r.SizeBytes
 		return nil
 	})
 }

@@ -212,6 +212,24 @@ func (f *fakeShelf) ListLuns(context.Context, *shelfv1.ListLunsRequest) (*shelfv
 	return r, nil
 }
 
+func (f *fakeShelf) GrowLun(_ context.Context, r *shelfv1.GrowLunRequest) (*shelfv1.Lun, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	l, err := f.find(r.Id)
+	switch {
+	case err != nil:
+		return nil, err
+	case r.SizeBytes <= l.SizeBytes:
+	case r.SizeBytes > f.size:
+		return nil, status.Error(codes.OutOfRange, "larger than the shelf")
+	case f.full || r.SizeBytes-l.SizeBytes > f.free():
+		return nil, status.Error(codes.ResourceExhausted, "no room")
+	default:
+		l.SizeBytes = r.SizeBytes
+	}
+	return l, nil
+}
+
 func (f *fakeShelf) Admit(_ context.Context, r *shelfv1.AdmitRequest) (*shelfv1.Lun, error) {
 	if f.admit != nil {
 		f.admit()

@@ -29,6 +29,7 @@ type volumeFile struct {
 	Name        string          `json:"name"`
 	ID          string          `json:"id"`
 	SizeBytes   int64           `json:"sizeBytes"`
+	ShelfBytes  int64           `json:"shelfBytes,omitempty"`
 	Segment     string          `json:"segment,omitempty"`
 	ShelfUUID   string          `json:"shelfUUID,omitempty"`
 	Claim       string          `json:"claim,omitempty"`
@@ -57,7 +58,7 @@ type admissionFile struct {
 
 func newVolumeFile(r *volume.Record) *volumeFile {
 	f := &volumeFile{
-		header: header{fileFormat}, Name: r.Name, ID: r.ID.String(), SizeBytes: r.SizeBytes, Segment: r.Segment,
+		header: header{fileFormat}, Name: r.Name, ID: r.ID.String(), SizeBytes: r.SizeBytes, ShelfBytes: r.ShelfBytes, Segment: r.Segment,
 		ShelfUUID: r.ShelfUUID, Claim: r.Claim, Shelf: r.Parameters.Shelf, FSType: r.Parameters.FSType,
 		MkfsOptions: r.Parameters.MkfsOptions, Frontend: r.Parameters.Frontend, Online: r.Parameters.OnlineExpansion, Phase: r.Phase, Message: r.Message,
 		Created: r.Created, Version: r.Version,
@@ -80,7 +81,7 @@ func (f *volumeFile) record() (*volume.Record, error) {
 		return nil, fmt.Errorf("stored volume %s: %s", f.Name, err.Error()) // not the caller's ErrInvalid
 	}
 	r := &volume.Record{
-		Name: f.Name, ID: id, SizeBytes: f.SizeBytes, Segment: f.Segment, ShelfUUID: f.ShelfUUID, Claim: f.Claim,
+		Name: f.Name, ID: id, SizeBytes: f.SizeBytes, ShelfBytes: f.ShelfBytes, Segment: f.Segment, ShelfUUID: f.ShelfUUID, Claim: f.Claim,
 		Parameters: volume.Parameters{Shelf: f.Shelf, FSType: f.FSType, MkfsOptions: f.MkfsOptions, Frontend: f.Frontend,
 			OnlineExpansion: f.Online},
 		Phase: f.Phase, Message: f.Message, Created: f.Created, Version: f.Version,

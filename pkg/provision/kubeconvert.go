@@ -60,7 +60,10 @@ func specOf(r *volume.Record) v1alpha1.AoEVolumeSpec {
 // setStatus writes the service's part of the status. Attachments and conditions are the
 // status loop's.
 func setStatus(st *v1alpha1.AoEVolumeStatus, r *volume.Record) {
-	st.Phase, st.Message, st.Admitted = string(r.Phase), r.Message, nil
+	st.Phase, st.Message, st.Size, st.Admitted = string(r.Phase), r.Message, nil, nil
+	if r.ShelfBytes > 0 {
+		st.Size = resource.NewQuantity(r.ShelfBytes, resource.BinarySI)
+	}
 	for _, a := range r.Admitted {
 		st.Admitted = append(st.Admitted, v1alpha1.AoEAdmission(a))
 	}
@@ -103,6 +106,9 @@ func recordOf(obj *v1alpha1.AoEVolume) (*volume.Record, error) {
 	}
 	if p.DeadTime != nil {
 		r.Parameters.DeadTime = p.DeadTime.Duration
+	}
+	if obj.Status.Size != nil {
+		r.ShelfBytes = obj.Status.Size.Value()
 	}
 	for _, a := range obj.Status.Admitted {
 		r.Admitted = append(r.Admitted, volume.Admission(a))

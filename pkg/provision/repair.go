@@ -12,7 +12,7 @@ import (
 )
 
 // Repair puts right what a cut-off or a deletion by hand left: slots without a volume,
-// volumes without their slot, deletions that nobody repeats; and it notices network
+// volumes without their slot, deletions and growths that nobody repeats; and it notices network
 // interfaces that a node got after it was admitted. It returns what it could not
 // put right now.
 func (s *Service) Repair(ctx context.Context) error {
@@ -64,6 +64,9 @@ func (s *Service) repairVolume(ctx context.Context, rec *volume.Record) error {
 		}
 		if err == nil {
 			err = s.noticeNewInterfaces(ctx, rec)
+		}
+		if err == nil && rec.ShelfBytes < rec.SizeBytes {
+			err = s.enlarge(ctx, rec)
 		}
 	}
 	if err != nil {

@@ -61,6 +61,21 @@ func (s *Shelf) DeleteLun(ctx context.Context, id volume.ID) error {
 	return err
 }
 
+// GrowLun makes the LUN at least size bytes large and returns how large it is. ErrNoSpace, ErrOutOfRange and ErrInvalid mean that it
+// is as it was.
+func (s *Shelf) GrowLun(ctx context.Context, id volume.ID, size int64) (int64, error) {
+	op := "grow LUN " + id.Addr.String()
+	lun, err := call(ctx, s, op, s.end.client.GrowLun, &shelfv1.GrowLunRequest{Id: lunID(id), SizeBytes: uint64(size)})
+	if err != nil {
+		return 0, err
+	}
+	if lun.GetId().GetGeneration() != string(id.Generation) || lun.GetSizeBytes() < uint64(size) || lun.GetSizeBytes() > volume.MaxSize {
+		return 0, s.fail(op, nil, fmt.Errorf("answered with generation %q and %d bytes, asked for %s and %d",
+			lun.GetId().GetGeneration(), lun.GetSizeBytes(), id.Generation, size))
+	}
+	return int64(lun.GetSizeBytes()), nil
+}
+
 // Admit lets these MACs, the node's, use the LUN. ErrInUse while another node is admitted.
 func (s *Shelf) Admit(ctx context.Context, id volume.ID, node string, macs []string) error {
 	_, err := call(ctx, s, "admit node "+node+" to "+id.Addr.String(), s.end.client.Admit, &shelfv1.AdmitRequest{

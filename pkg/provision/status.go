@@ -57,6 +57,10 @@ func provisioned(vol *v1alpha1.AoEVolume) metav1.Condition {
 			return condition(kind, metav1.ConditionTrue, "DeletedByHand",
 				"somebody deleted this object, which deletes nothing: delete the claim %s", vol.Spec.Claim)
 		}
+		if have := vol.Status.Size; have != nil && have.Cmp(vol.Spec.Size) < 0 {
+			return condition(kind, metav1.ConditionTrue, "Growing", "the shelf has it as %s, %s; it is to grow to %s%s",
+				vol.Spec.Target, humanSize(have.Value()), humanSize(vol.Spec.Size.Value()), why)
+		}
 		return condition(kind, metav1.ConditionTrue, "LunReady", "the shelf has it as %s, %s; identity %s",
 			vol.Spec.Target, humanSize(vol.Spec.Size.Value()), vol.Spec.Generation)
 	case "Deleting":

@@ -73,6 +73,17 @@ func TestStatusFollowsTheVolume(t *testing.T) {
 	wantCondition(t, vol, v1alpha1.ConditionAttached, metav1.ConditionFalse, "NoDevice", "no node")
 	wantCondition(t, vol, v1alpha1.ConditionHealthy, metav1.ConditionUnknown, "NotAttached", "")
 
+	w.shelves[0].setDown(true)
+	if _, err := w.service.Expand(ctx, v.ID.String(), 2<<30, 0); err == nil {
+		t.Fatal("grown without a shelf")
+	}
+	wantCondition(t, observe(t, c, "pvc-1"), v1alpha1.ConditionProvisioned, metav1.ConditionTrue, "Growing", "e7.0, 1 GiB; it is to grow to 2 GiB: ")
+	w.shelves[0].setDown(false)
+	if _, err := w.service.Expand(ctx, v.ID.String(), 2<<30, 0); err != nil {
+		t.Fatal(err)
+	}
+	wantCondition(t, observe(t, c, "pvc-1"), v1alpha1.ConditionProvisioned, metav1.ConditionTrue, "LunReady", "e7.0, 2 GiB; identity ")
+
 	w.publish(v, "n1")
 	vol = observe(t, c, "pvc-1")
 	wantCondition(t, vol, v1alpha1.ConditionAdmitted, metav1.ConditionTrue, "NodeAdmitted", "node n1")

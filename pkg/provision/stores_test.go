@@ -125,13 +125,14 @@ func TestStoreRefusesOldVersions(t *testing.T) {
 			t.Fatal(err)
 		}
 		old := *r
-		r.Phase, r.Message = volume.PhaseReady, "because"
+		r.Phase, r.Message, r.ShelfBytes, r.SizeBytes = volume.PhaseReady, "because", 4<<30, 6<<30
 		r.Admitted = []volume.Admission{{Node: "n1", MACs: []string{"52:54:00:00:00:01"}, ReadOnly: true, Confirmed: true, Frontend: "nbd", FrontendReason: "auto"}}
 		if err := s.UpdateVolume(ctx, r); err != nil {
 			t.Fatal(err)
 		}
 		got, err := s.GetVolume(ctx, "pvc-1")
-		if err != nil || got.Version == old.Version || !reflect.DeepEqual(got.Admitted, r.Admitted) || got.Phase != r.Phase || got.Message != r.Message {
+		if err != nil || got.Version == old.Version || !reflect.DeepEqual(got.Admitted, r.Admitted) || got.Phase != r.Phase || got.Message != r.Message ||
+			got.ShelfBytes != 4<<30 || got.SizeBytes != 6<<30 {
 			t.Errorf("after the update: %+v, %v", got, err)
 		}
 		if err := s.UpdateVolume(ctx, &old); !errors.Is(err, volume.ErrStale) {

@@ -23,7 +23,8 @@ const (
 type Record struct {
 	Name       string // of the CSI request
 	ID         ID
-	SizeBytes  int64
+	SizeBytes  int64 // wanted
+	ShelfBytes int64 // what the shelf is known to have made; less than SizeBytes while the volume is made or grows
 	Parameters Parameters
 	Segment    string
 	ShelfUUID  string // the shelf that was chosen; another one with its number is refused
@@ -51,6 +52,9 @@ type Admission struct {
 // Volume returns the part of the record that callers see.
 func (r *Record) Volume() *Volume {
 	v := &Volume{ID: r.ID, Name: r.Name, SizeBytes: r.SizeBytes, Parameters: r.Parameters, Segment: r.Segment}
+	if r.ShelfBytes > 0 {
+		v.SizeBytes = r.ShelfBytes
+	}
 	for _, a := range r.Admitted {
 		if a.Confirmed {
 			v.Nodes = append(v.Nodes, a.Node)

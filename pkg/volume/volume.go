@@ -55,6 +55,25 @@ func (r CreateRequest) Size() (int64, error) {
 	return size, nil
 }
 
+// ExpandSize is the size in bytes that a volume of current bytes gets when at least required and at most limit (0: no limit) bytes are
+// asked for: never less than it has. The error is ErrInvalid or ErrOutOfRange.
+func ExpandSize(current, required, limit int64) (int64, error) {
+	if required == 0 && limit > 0 { // only not too large
+		required = min(current, limit)
+	}
+	if required == 0 {
+		return 0, fmt.Errorf("%w: no size asked for", ErrInvalid)
+	}
+	size, err := CreateRequest{RequiredBytes: required, LimitBytes: limit}.Size()
+	if err != nil {
+		return 0, err
+	}
+	if limit > 0 && current > limit {
+		return 0, fmt.Errorf("%w: it has %d bytes already, the limit is %d", ErrOutOfRange, current, limit)
+	}
+	return max(size, current), nil
+}
+
 // Parameters are those of a StorageClass, checked.
 type Parameters struct {
 	Shelf       *uint16       // nil: the one with most room

@@ -57,7 +57,7 @@ type AoEVolumeSpec struct {
 	// Generation is the identity of the data: ATA serial number and config string of the LUN.
 	// +kubebuilder:validation:Pattern=`^[a-z2-7]{16}$`
 	Generation string `json:"generation"`
-	// Size of the volume.
+	// Size that the volume is to have.
 	Size resource.Quantity `json:"size"`
 	// ShelfUUID is the shelf that was chosen; another one with its number is refused.
 	// +optional
@@ -100,6 +100,9 @@ type AoEVolumeStatus struct {
 	// Phase is Pending, Creating, Ready or Deleting.
 	// +optional
 	Phase string `json:"phase,omitempty"`
+	// Size that the shelf has made; less than in the spec while the volume grows.
+	// +optional
+	Size *resource.Quantity `json:"size,omitempty"`
 	// Message says why the volume is not further.
 	// +optional
 	Message string `json:"message,omitempty"`
