@@ -38,22 +38,22 @@ const (
 )
 
 // format makes a file system on device if it is blank or was interrupted while it got one, and does nothing if it has one of
-// fsType already. mkfs runs to its end also when the caller is gone: a killed one would have to begin anew.
-func (m *Mounter) format(device, fsType string, options []string, readOnly bool) error {
+// fsType already; made says which. mkfs runs to its end also when the caller is gone: a killed one would have to begin anew.
+func (m *Mounter) format(device, fsType string, options []string, readOnly bool) (made bool, err error) {
 	existing, err := m.safe.GetDiskFormat(device)
 	if err != nil {
-		return fmt.Errorf("look for a file system on %s: %w", device, err)
+		return false, fmt.Errorf("look for a file system on %s: %w", device, err)
 	}
-	refuse := func(reason string, args ...any) error {
-		return &RefusedError{Op: "format", Object: device, Reason: fmt.Sprintf(reason, args...)}
+	refuse := func(reason string, args ...any) (bool, error) {
+		return false, &RefusedError{Op: "format", Object: device, Reason: fmt.Sprintf(reason, args...)}
 	}
 	switch {
 	case existing == fsType && readOnly:
-		return nil
+		return false, nil
 	case existing == fsType:
 		half, err := halfMade(device, fsType)
 		if err != nil || !half {
-			return err
+			return false, err
 		}
 	case existing != "":
 		return refuse("holds %s, not %s as asked; it is left as it is", existing, fsType)
@@ -64,13 +64,13 @@ func (m *Mounter) format(device, fsType string, options []string, readOnly bool)
 	if existing == "" {
 		found, err := inspect(device)
 		if err != nil {
-			return fmt.Errorf("check that %s is blank: %w", device, err)
+			return false, fmt.Errorf("check that %s is blank: %w", device, err)
 		}
 		if found == contentData {
 			return refuse("has no file system that blkid knows, but is not blank; it is left as it is (wipe it if its data is not needed)")
 		}
 	}
-	return m.mkfs(device, fsType, options)
+	return true, m.mkfs(device, fsType, options)
 }
 
 // mkfs runs mkfs between setting and clearing the marker.

@@ -72,6 +72,8 @@ type tools struct {
 	found     string
 	blkidFail bool
 	mkfs      func(device string) error
+	readOnly  bool  // the device, as blockdev tells
+	grow      error // of resize2fs and xfs_growfs
 	calls     [][]string
 }
 
@@ -95,6 +97,12 @@ func (f *tools) command(name string, args ...string) exec.Cmd {
 			return []byte("TYPE=" + f.found + "\n"), nil, nil
 		case strings.HasPrefix(name, "mkfs.") && f.mkfs != nil:
 			return []byte("from mkfs"), nil, f.mkfs(args[len(args)-1])
+		case name == "blockdev" && f.readOnly:
+			return []byte("1\n"), nil, nil
+		case name == "blockdev":
+			return []byte("0\n"), nil, nil
+		case name == "resize2fs" || name == "xfs_growfs":
+			return []byte("from " + name), nil, f.grow
 		}
 		return nil, nil, nil
 	}
@@ -146,14 +154,14 @@ func TestFormat(t *testing.T) {
 				return nil
 			}}
 			m := newMounter(mountutils.NewFakeMounter(nil), fake.runner(), nil)
-			err := m.format(device, test.fsType, []string{"-L", "data"}, test.readOnly)
+			made, err := m.format(device, test.fsType, []string{"-L", "data"}, test.readOnly)
 			var refused *RefusedError
 			if errors.As(err, &refused) != (test.refused != "") || (err != nil && !strings.Contains(err.Error(), test.refused)) {
 				t.Fatalf("error %v, want a refusal with %q", err, test.refused)
 			}
 			args := fake.ran("mkfs." + test.fsType)
-			if (args != nil) != test.formats {
-				t.Fatalf("mkfs ran with %q, want it to run: %v", args, test.formats)
+			if (args != nil) != test.formats || made != test.formats {
+				t.Fatalf("mkfs ran with %q, made: %v, want it to run: %v", args, made, test.formats)
 			}
 			if !test.formats {
 				return
@@ -175,7 +183,7 @@ func TestFormatFailures(t *testing.T) {
 	t.Run("blkid cannot tell", func(t *testing.T) {
 		fake := &tools{blkidFail: true}
 		m := newMounter(mountutils.NewFakeMounter(nil), fake.runner(), nil)
-		if err := m.format(image(t, nil), "ext4", nil, false); err == nil || fake.ran("mkfs.ext4") != nil {
+		if _, err := m.format(image(t, nil), "ext4", nil, false); err == nil || fake.ran("mkfs.ext4") != nil {
 			t.Errorf("format = %v, mkfs ran: %v; want an error and no mkfs", err, fake.ran("mkfs.ext4"))
 		}
 	})
@@ -183,12 +191,12 @@ func TestFormatFailures(t *testing.T) {
 		device := image(t, nil)
 		fake := &tools{mkfs: func(string) error { return errors.New("killed") }}
 		m := newMounter(mountutils.NewFakeMounter(nil), fake.runner(), nil)
-		err := m.format(device, "ext4", nil, false)
+		_, err := m.format(device, "ext4", nil, false)
 		if err == nil || !strings.Contains(err.Error(), "from mkfs") {
 			t.Fatalf("format = %v, want mkfs's words", err)
 		}
 		fake.mkfs = nil
-		if err := m.format(device, "ext4", nil, false); err != nil {
+		if _, err := m.format(device, "ext4", nil, false); err != nil {
 			t.Fatalf("second format: %v", err)
 		}
 		if bytes.HasPrefix(readTail(t, device), marker) {
@@ -201,7 +209,7 @@ func TestFormatFailures(t *testing.T) {
 func TestFormatClearsForgottenMarker(t *testing.T) {
 	device := image(t, func(d []byte) { copy(d[testSize-sectorSize:], marker) })
 	m := newMounter(mountutils.NewFakeMounter(nil), (&tools{found: "ext4"}).runner(), nil)
-	if err := m.format(device, "ext4", nil, false); err != nil {
+	if _, err := m.format(device, "ext4", nil, false); err != nil {
 		t.Fatal(err)
 	}
 	if bytes.HasPrefix(readTail(t, device), marker) {

@@ -43,10 +43,12 @@ func newMounter(kernel mountutils.Interface, runner exec.Interface, table func()
 
 // FormatAndMount mounts the file system on device at the directory target, which it makes if needed. A blank device
 // gets a file system of fsType first, with mkfsOptions handed to mkfs; anything else on it is a RefusedError. A file
-// system that is there already is checked and repaired as far as "fsck -a" goes. With "ro" among mountOptions
-// nothing is written.
+// system that is there already is checked and repaired as far as "fsck -a" goes, and made as large as the device. With "ro" among
+// mountOptions nothing is written.
 func (m *Mounter) FormatAndMount(device, target, fsType string, mkfsOptions, mountOptions []string) error {
-	if err := m.format(device, fsType, mkfsOptions, slices.Contains(mountOptions, "ro")); err != nil {
+	readOnly := slices.Contains(mountOptions, "ro")
+	made, err := m.format(device, fsType, mkfsOptions, readOnly)
+	if err != nil {
 		return err
 	}
 	if err := os.MkdirAll(target, 0o750); err != nil {
@@ -56,7 +58,10 @@ func (m *Mounter) FormatAndMount(device, target, fsType string, mkfsOptions, mou
 	if err := m.safe.FormatAndMount(device, target, fsType, slices.Clone(mountOptions)); err != nil {
 		return fmt.Errorf("mount %s at %s: %w", device, target, err)
 	}
-	return nil
+	if made || readOnly {
+		return nil
+	}
+	return m.grow(device, target)
 }
 
 // Bind makes source visible at target: a directory on a directory, a device node on a file, which it makes. Bound already
