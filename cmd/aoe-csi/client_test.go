@@ -24,6 +24,7 @@ type fakeAttachments struct {
 	initiatorv1.UnimplementedInitiatorServer
 	attached *initiatorv1.AttachRequest
 	detached *initiatorv1.DetachRequest
+	resized  *initiatorv1.ResizeRequest
 }
 
 func sampleAttachment() *initiatorv1.Attachment {
@@ -49,6 +50,14 @@ func (f *fakeAttachments) Attach(_ context.Context, r *initiatorv1.AttachRequest
 func (f *fakeAttachments) Detach(_ context.Context, r *initiatorv1.DetachRequest) (*initiatorv1.DetachResponse, error) {
 	f.detached = r
 	return &initiatorv1.DetachResponse{}, nil
+}
+
+func (f *fakeAttachments) Resize(_ context.Context, r *initiatorv1.ResizeRequest) (*initiatorv1.Attachment, error) {
+	f.resized = r
+	if r.GetWantedBytes() > 3<<29 {
+		return nil, status.Error(codes.Unavailable, "cannot grow now: e7.3 says that it has 1610612736 bytes")
+	}
+	return sampleAttachment(), nil
 }
 
 func (f *fakeAttachments) List(context.Context, *initiatorv1.ListRequest) (*initiatorv1.ListResponse, error) {
@@ -131,6 +140,28 @@ func TestDetachCommandFindsByAddress(t *testing.T) {
 	}
 }
 
+func TestResizeCommand(t *testing.T) {
+	f := &fakeAttachments{}
+	socket := startFake(t, f)
+	for size, want := range map[string]uint64{"": 0, "1Gi": 1 << 30} {
+		args := []string{"resize", "--socket", socket, "e7.3"}
+		if size != "" {
+			args = append(args, "--size", size)
+		}
+		if out, err := execute(t, args...); err != nil || out != "e7.3 is /dev/nbd0, 1.5 GiB\n" {
+			t.Errorf("%q, %v", out, err)
+		}
+		if f.resized.GetVolumeId() != "e7.3-abcdefghijklmnop" || f.resized.GetWantedBytes() != want {
+			t.Errorf("size %q: request %v", size, f.resized)
+		}
+	}
+	out, err := execute(t, "resize", "--socket", socket, "e7.3", "-o", "json")
+	var a struct{ SizeBytes string }
+	if jsonErr := json.Unmarshal([]byte(out), &a); err != nil || jsonErr != nil || a.SizeBytes != "1610612736" {
+		t.Errorf("%q, %v, %v", out, err, jsonErr)
+	}
+}
+
 func TestTables(t *testing.T) {
 	socket := startFake(t, &fakeAttachments{})
 	for _, tt := range []struct {
@@ -165,6 +196,9 @@ func TestClientErrors(t *testing.T) {
 		{[]string{"attach", "--socket", socket, "disk"}, "neither an address like e7.3"},
 		{[]string{"attach", "--socket", socket, "e7.3-abcdefghijklmnop", "--generation", "bcdefghijklmnopq"}, "another generation"},
 		{[]string{"stat", "--socket", socket, "e7.8"}, "e7.8 is not attached"},
+		{[]string{"resize", "--socket", socket, "e7.8"}, "e7.8 is not attached"},
+		{[]string{"resize", "--socket", socket, "e7.3", "--size", "2Gi"}, "cannot grow now"},
+		{[]string{"resize", "--socket", socket, "e7.3", "--size", "much"}, `size "much"`},
 		{[]string{"stat", "--socket", socket, "-o", "yaml"}, "must be one of table, wide, json"},
 		{[]string{"stat", "--socket", "/nonexistent/sock"}, "start `aoe-csi initiator`"},
 		{[]string{"initiator", "--interface", "nosuch0"}, "--interface nosuch0"},

@@ -33,6 +33,15 @@ func (a *nodeAttacher) Attach(ctx context.Context, id string, p volume.Publicati
 	return attached.GetDevice(), nil
 }
 
+// Resize implements driver.Attacher.
+func (a *nodeAttacher) Resize(ctx context.Context, id string, wanted int64) (int64, error) {
+	resized, err := a.client.Resize(ctx, &initiatorv1.ResizeRequest{VolumeId: id, WantedBytes: uint64(wanted)})
+	if err != nil {
+		return 0, explainInitiator(err)
+	}
+	return int64(resized.GetSizeBytes()), nil
+}
+
 // Detach implements driver.Attacher.
 func (a *nodeAttacher) Detach(ctx context.Context, id string, force bool) error {
 	if _, err := a.client.Detach(ctx, &initiatorv1.DetachRequest{VolumeId: id, Force: force}); err != nil {

@@ -29,6 +29,7 @@ func (*Controller) ControllerGetCapabilities(context.Context, *csi.ControllerGet
 		csi.ControllerServiceCapability_RPC_LIST_VOLUMES,
 		csi.ControllerServiceCapability_RPC_LIST_VOLUMES_PUBLISHED_NODES,
 		csi.ControllerServiceCapability_RPC_GET_CAPACITY,
+		csi.ControllerServiceCapability_RPC_EXPAND_VOLUME,
 		csi.ControllerServiceCapability_RPC_SINGLE_NODE_MULTI_WRITER,
 	} {
 		response.Capabilities = append(response.Capabilities, &csi.ControllerServiceCapability{
@@ -137,6 +138,28 @@ func (c *Controller) DeleteVolume(ctx context.Context, req *csi.DeleteVolumeRequ
 		return nil, err
 	}
 	return &csi.DeleteVolumeResponse{}, nil
+}
+
+// ControllerExpandVolume makes a volume larger on its shelf. The device follows in NodeExpandVolume, or when it is attached the next time.
+func (c *Controller) ControllerExpandVolume(ctx context.Context, req *csi.ControllerExpandVolumeRequest) (*csi.ControllerExpandVolumeResponse, error) {
+	required, limit := req.GetCapacityRange().GetRequiredBytes(), req.GetCapacityRange().GetLimitBytes()
+	var err error
+	switch {
+	case req.GetVolumeId() == "":
+		err = invalid("volume ID missing")
+	case required == 0 && limit == 0:
+		err = invalid("capacity range missing")
+	case req.GetVolumeCapability() != nil:
+		err = checkCapability(req.GetVolumeCapability())
+	}
+	if err != nil {
+		return nil, fmt.Errorf("expand volume %s: %w", req.GetVolumeId(), err)
+	}
+	size, err := c.volumes.Expand(ctx, req.GetVolumeId(), required, limit)
+	if err != nil {
+		return nil, err
+	}
+	return &csi.ControllerExpandVolumeResponse{CapacityBytes: size, NodeExpansionRequired: true}, nil
 }
 
 // ControllerPublishVolume admits a node and tells it where the volume is and how to know it.

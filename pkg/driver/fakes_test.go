@@ -101,6 +101,27 @@ func (m *memoryVolumes) Get(_ context.Context, id string) (*volume.Volume, error
 	return nil, fmt.Errorf("%w: volume %s", volume.ErrNotFound, id)
 }
 
+func (m *memoryVolumes) Expand(_ context.Context, id string, required, limit int64) (int64, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	v := m.find(id)
+	switch {
+	case m.fail != nil:
+		return 0, m.fail
+	case v == nil:
+		return 0, fmt.Errorf("%w: volume %s", volume.ErrNotFound, id)
+	}
+	size, err := volume.ExpandSize(v.SizeBytes, required, limit)
+	if err != nil {
+		return 0, err
+	}
+	if size > testCapacity {
+		return 0, fmt.Errorf("%w: %d bytes", volume.ErrOutOfRange, size)
+	}
+	v.SizeBytes = size
+	return size, nil
+}
+
 func (m *memoryVolumes) List(_ context.Context, token string, most int) ([]volume.Volume, string, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -171,6 +192,7 @@ type memoryAttacher struct {
 	fail     error
 	busy     bool // Detach needs force
 	detached []string
+	sizes    []int64 // wanted of each Resize
 }
 
 // stall makes all devices wait for their targets.
@@ -202,6 +224,19 @@ func (a *memoryAttacher) Attach(_ context.Context, id string, _ volume.Publicati
 	return a.attached[id].Device, nil
 }
 
+func (a *memoryAttacher) Resize(_ context.Context, id string, wanted int64) (int64, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.fail != nil {
+		return 0, a.fail
+	}
+	if a.attached[id] == nil {
+		return 0, status.Error(codes.NotFound, "not attached")
+	}
+	a.sizes = append(a.sizes, wanted)
+	return max(wanted, 1<<30), nil
+}
+
 func (a *memoryAttacher) Detach(_ context.Context, id string, force bool) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -230,6 +265,7 @@ type memoryMounter struct {
 	mu      sync.Mutex
 	mounts  map[string]uint64 // path → device
 	formats [][]string        // device, type and options of each FormatAndMount
+	grown   []string          // device and path of each Grow
 	ro      map[string]bool
 	fail    error
 }
@@ -256,6 +292,16 @@ func (m *memoryMounter) FormatAndMount(device, target, fsType string, mkfsOption
 	m.formats = append(m.formats, append(append([]string{device, fsType}, mkfsOptions...), mountOptions...))
 	m.set(target, number)
 	return os.MkdirAll(target, 0o750)
+}
+
+func (m *memoryMounter) Grow(device, path string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.mounts[path] == 0 {
+		return fmt.Errorf("nothing is mounted at %s", path)
+	}
+	m.grown = append(m.grown, device+" "+path)
+	return m.fail
 }
 
 func (m *memoryMounter) Bind(source, target string, readOnly bool) error {

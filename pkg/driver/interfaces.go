@@ -15,6 +15,8 @@ type Volumes interface {
 	// Delete removes the volume; volume.ErrInUse while a node is admitted.
 	Delete(ctx context.Context, id string) error
 	Get(ctx context.Context, id string) (*volume.Volume, error)
+	// Expand makes the volume at least required and at most limit bytes large (0: no limit), never smaller, and returns its size.
+	Expand(ctx context.Context, id string, required, limit int64) (int64, error)
 	// List returns at most max volumes (0: as many as it likes) from token on ("" is the start), and the token of
 	// the rest; volume.ErrBadToken for a token that it did not give out.
 	List(ctx context.Context, token string, max int) ([]volume.Volume, string, error)
@@ -29,6 +31,9 @@ type Volumes interface {
 type Attacher interface {
 	// Attach returns the device's path, "/dev/nbd0", when it can be used. Attached already is success.
 	Attach(ctx context.Context, id string, p volume.Publication) (device string, err error)
+	// Resize makes an attached device as large as its target, at least wanted bytes (0: whatever it is), and returns its size. An error
+	// with the status FAILED_PRECONDITION says that it grows only when it is attached anew.
+	Resize(ctx context.Context, id string, wanted int64) (int64, error)
 	// Detach flushes and removes the device. Not attached is success; a device that is mounted stays. With force all of that
 	// is skipped: what waits for the target fails.
 	Detach(ctx context.Context, id string, force bool) error
@@ -39,8 +44,11 @@ type Attacher interface {
 // Mounter mounts. Devices are told apart by number; errors with a method Refused() bool that returns true say that a
 // retry changes nothing.
 type Mounter interface {
-	// FormatAndMount mounts device at target and makes a file system on it first if it is blank.
+	// FormatAndMount mounts device at target and makes a file system on it first if it is blank. One that was there is made as large
+	// as the device.
 	FormatAndMount(device, target, fsType string, mkfsOptions, mountOptions []string) error
+	// Grow makes the file system that is mounted at path as large as its device. As large already is success.
+	Grow(device, path string) error
 	// Bind shows a directory, or a device node, at target, which it makes. Bound already is success.
 	Bind(source, target string, readOnly bool) error
 	// Unmount takes away what is mounted at path; nothing is success.

@@ -98,8 +98,11 @@ func (n *Node) mountStaged(s *staging, device string) error {
 		return err
 	}
 	mounted, err := n.Mounter.Source(s.path)
-	if err != nil || mounted == number {
+	if err != nil {
 		return err
+	}
+	if mounted == number {
+		return n.Mounter.Grow(device, s.path) // an earlier call may have been cut off right before that
 	}
 	if mounted != 0 {
 		klog.InfoS("Staging path shows a stale mount, taking it away", "volume", s.id, "path", s.path, "device", device)
