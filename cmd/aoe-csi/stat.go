@@ -32,7 +32,10 @@ func newStatCommand() *cobra.Command {
 				if opt.output == "json" {
 					return printJSON(cmd.OutOrStdout(), list)
 				}
-				return printAttachments(cmd.OutOrStdout(), list, opt.output == "wide")
+				if err := printAttachments(cmd.OutOrStdout(), list, opt.output == "wide"); err != nil || len(args) > 0 {
+					return err
+				}
+				return printLeftovers(ctx, cmd.OutOrStdout(), client)
 			})
 		},
 	}
@@ -75,6 +78,21 @@ func printAttachments(out io.Writer, list *initiatorv1.ListResponse, wide bool) 
 		fmt.Fprintln(w, strings.Join(row, "\t"))
 	}
 	return w.Flush()
+}
+
+// printLeftovers tells of devices and records that belong to no attachment. An initiator that cannot be asked is no error: the
+// attachments were what was wanted.
+func printLeftovers(ctx context.Context, out io.Writer, client initiatorv1.InitiatorClient) error {
+	examined, err := client.Examine(ctx, &initiatorv1.ExamineRequest{})
+	if err != nil {
+		return nil //nolint:nilerr // see above
+	}
+	for _, f := range examined.GetFindings() {
+		if _, err := fmt.Fprintf(out, "%s: %s; %s\n", printable(f.GetObject()), printable(f.GetWhat()), printable(f.GetTodo())); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // describePaths is "eth1 up,eth2 down", or with round trips and windows.

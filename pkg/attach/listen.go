@@ -59,6 +59,25 @@ func lockDir(dir string) (*os.File, error) {
 	return f, nil
 }
 
+// running says whether an initiator has the run directory. It makes nothing.
+func running(runDir string) (bool, error) {
+	f, err := os.Open(filepath.Join(runDir, "initiator.lock"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+	if closeErr := f.Close(); err == nil {
+		err = closeErr
+	}
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return true, nil
+	}
+	return false, err
+}
+
 // Close gives the directories free.
 func (l *Lock) Close() error {
 	var errs []error

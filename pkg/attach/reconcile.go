@@ -227,7 +227,7 @@ func (m *Manager) reconcile() {
 	}
 }
 
-// ExamineHost does what Manager.Examine does while no initiator runs; with fix the error is ErrRunning if one does.
+// ExamineHost does what Manager.Examine does while no initiator runs; ErrRunning if one does. Without fix it changes nothing.
 func ExamineHost(ctx context.Context, runDir, stateDir string, frontends []blockdev.Frontend, fix bool) (findings []Finding, err error) {
 	if fix {
 		lock, lockErr := LockDirs(runDir, stateDir)
@@ -235,6 +235,11 @@ func ExamineHost(ctx context.Context, runDir, stateDir string, frontends []block
 			return nil, lockErr
 		}
 		defer func() { err = errors.Join(err, lock.Close()) }()
+	}
+	if !fix {
+		if busy, err := running(runDir); err != nil || busy {
+			return nil, errors.Join(err, ErrRunning)
+		}
 	}
 	uuid, err := readUUID(stateDir)
 	if err != nil {

@@ -2,6 +2,7 @@ package attach
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -159,8 +160,10 @@ func TestExamineHost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := ExamineHost(context.Background(), b.run, b.state, fronts, true); err == nil {
-		t.Error("repaired beside an initiator")
+	for _, fix := range []bool{false, true} {
+		if _, err := ExamineHost(context.Background(), b.run, b.state, fronts, fix); !errors.Is(err, ErrRunning) {
+			t.Errorf("beside an initiator, repairing %v: %v", fix, err)
+		}
 	}
 	if err := lock.Close(); err != nil {
 		t.Fatal(err)

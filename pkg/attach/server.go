@@ -170,6 +170,20 @@ func (s *Server) GetNode(ctx context.Context, _ *initiatorv1.GetNodeRequest) (*i
 	return response, nil
 }
 
+// Examine implements initiatorv1.InitiatorServer.
+func (s *Server) Examine(ctx context.Context, r *initiatorv1.ExamineRequest) (*initiatorv1.ExamineResponse, error) {
+	findings, err := s.manager.Examine(ctx, r.GetFix())
+	if err != nil {
+		return nil, status.Error(code(err), err.Error())
+	}
+	response := &initiatorv1.ExamineResponse{}
+	for _, f := range findings {
+		response.Findings = append(response.Findings, &initiatorv1.Finding{
+			Object: f.Object, What: f.What, Todo: f.Todo, Fixable: f.Fixable, Fixed: f.Fixed})
+	}
+	return response, nil
+}
+
 // address checks a target's address.
 func address(t *initiatorv1.Target) (aoe.Addr, error) {
 	if t == nil || t.GetShelf() > uint32(aoe.MaxShelf) || t.GetSlot() > uint32(aoe.MaxSlot) {

@@ -1382,6 +1382,171 @@ func (x *GetNodeResponse) GetVersion() string {
 	return ""
 }
 
+type ExamineRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Fix           bool                   `protobuf:"varint,1,opt,name=fix,proto3" json:"fix,omitempty"` // remove what nobody knows of, serves or uses
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExamineRequest) Reset() {
+	*x = ExamineRequest{}
+	mi := &file_initiator_v1_initiator_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExamineRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExamineRequest) ProtoMessage() {}
+
+func (x *ExamineRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_initiator_v1_initiator_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExamineRequest.ProtoReflect.Descriptor instead.
+func (*ExamineRequest) Descriptor() ([]byte, []int) {
+	return file_initiator_v1_initiator_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ExamineRequest) GetFix() bool {
+	if x != nil {
+		return x.Fix
+	}
+	return false
+}
+
+// Finding is something that is not as it should be.
+type Finding struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Object        string                 `protobuf:"bytes,1,opt,name=object,proto3" json:"object,omitempty"` // "device /dev/nbd3", "record /run/…"
+	What          string                 `protobuf:"bytes,2,opt,name=what,proto3" json:"what,omitempty"`
+	Todo          string                 `protobuf:"bytes,3,opt,name=todo,proto3" json:"todo,omitempty"`
+	Fixable       bool                   `protobuf:"varint,4,opt,name=fixable,proto3" json:"fixable,omitempty"` // it can be repaired without any risk to data
+	Fixed         bool                   `protobuf:"varint,5,opt,name=fixed,proto3" json:"fixed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Finding) Reset() {
+	*x = Finding{}
+	mi := &file_initiator_v1_initiator_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Finding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Finding) ProtoMessage() {}
+
+func (x *Finding) ProtoReflect() protoreflect.Message {
+	mi := &file_initiator_v1_initiator_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Finding.ProtoReflect.Descriptor instead.
+func (*Finding) Descriptor() ([]byte, []int) {
+	return file_initiator_v1_initiator_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *Finding) GetObject() string {
+	if x != nil {
+		return x.Object
+	}
+	return ""
+}
+
+func (x *Finding) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *Finding) GetTodo() string {
+	if x != nil {
+		return x.Todo
+	}
+	return ""
+}
+
+func (x *Finding) GetFixable() bool {
+	if x != nil {
+		return x.Fixable
+	}
+	return false
+}
+
+func (x *Finding) GetFixed() bool {
+	if x != nil {
+		return x.Fixed
+	}
+	return false
+}
+
+type ExamineResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Findings      []*Finding             `protobuf:"bytes,1,rep,name=findings,proto3" json:"findings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExamineResponse) Reset() {
+	*x = ExamineResponse{}
+	mi := &file_initiator_v1_initiator_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExamineResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExamineResponse) ProtoMessage() {}
+
+func (x *ExamineResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_initiator_v1_initiator_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExamineResponse.ProtoReflect.Descriptor instead.
+func (*ExamineResponse) Descriptor() ([]byte, []int) {
+	return file_initiator_v1_initiator_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ExamineResponse) GetFindings() []*Finding {
+	if x != nil {
+		return x.Findings
+	}
+	return nil
+}
+
 var File_initiator_v1_initiator_proto protoreflect.FileDescriptor
 
 const file_initiator_v1_initiator_proto_rawDesc = "" +
@@ -1519,7 +1684,17 @@ const file_initiator_v1_initiator_proto_rawDesc = "" +
 	"interfaces\x12;\n" +
 	"\tfrontends\x18\x02 \x03(\v2\x1d.aoecsi.initiator.v1.FrontendR\tfrontends\x12%\n" +
 	"\x0einitiator_uuid\x18\x03 \x01(\tR\rinitiatorUuid\x12\x18\n" +
-	"\aversion\x18\x04 \x01(\tR\aversion2\x92\x05\n" +
+	"\aversion\x18\x04 \x01(\tR\aversion\"\"\n" +
+	"\x0eExamineRequest\x12\x10\n" +
+	"\x03fix\x18\x01 \x01(\bR\x03fix\"y\n" +
+	"\aFinding\x12\x16\n" +
+	"\x06object\x18\x01 \x01(\tR\x06object\x12\x12\n" +
+	"\x04what\x18\x02 \x01(\tR\x04what\x12\x12\n" +
+	"\x04todo\x18\x03 \x01(\tR\x04todo\x12\x18\n" +
+	"\afixable\x18\x04 \x01(\bR\afixable\x12\x14\n" +
+	"\x05fixed\x18\x05 \x01(\bR\x05fixed\"K\n" +
+	"\x0fExamineResponse\x128\n" +
+	"\bfindings\x18\x01 \x03(\v2\x1c.aoecsi.initiator.v1.FindingR\bfindings2\xe8\x05\n" +
 	"\tInitiator\x12M\n" +
 	"\x06Attach\x12\".aoecsi.initiator.v1.AttachRequest\x1a\x1f.aoecsi.initiator.v1.Attachment\x12Q\n" +
 	"\x06Detach\x12\".aoecsi.initiator.v1.DetachRequest\x1a#.aoecsi.initiator.v1.DetachResponse\x12M\n" +
@@ -1528,7 +1703,8 @@ const file_initiator_v1_initiator_proto_rawDesc = "" +
 	"\x04List\x12 .aoecsi.initiator.v1.ListRequest\x1a!.aoecsi.initiator.v1.ListResponse\x12O\n" +
 	"\x05Watch\x12!.aoecsi.initiator.v1.WatchRequest\x1a!.aoecsi.initiator.v1.ListResponse0\x01\x12W\n" +
 	"\bDiscover\x12$.aoecsi.initiator.v1.DiscoverRequest\x1a%.aoecsi.initiator.v1.DiscoverResponse\x12T\n" +
-	"\aGetNode\x12#.aoecsi.initiator.v1.GetNodeRequest\x1a$.aoecsi.initiator.v1.GetNodeResponseB=Z;github.com/aoe-csi/aoe-csi/pkg/api/initiator/v1;initiatorv1b\x06proto3"
+	"\aGetNode\x12#.aoecsi.initiator.v1.GetNodeRequest\x1a$.aoecsi.initiator.v1.GetNodeResponse\x12T\n" +
+	"\aExamine\x12#.aoecsi.initiator.v1.ExamineRequest\x1a$.aoecsi.initiator.v1.ExamineResponseB=Z;github.com/aoe-csi/aoe-csi/pkg/api/initiator/v1;initiatorv1b\x06proto3"
 
 var (
 	file_initiator_v1_initiator_proto_rawDescOnce sync.Once
@@ -1542,7 +1718,7 @@ func file_initiator_v1_initiator_proto_rawDescGZIP() []byte {
 	return file_initiator_v1_initiator_proto_rawDescData
 }
 
-var file_initiator_v1_initiator_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_initiator_v1_initiator_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_initiator_v1_initiator_proto_goTypes = []any{
 	(*Target)(nil),                // 0: aoecsi.initiator.v1.Target
 	(*AttachRequest)(nil),         // 1: aoecsi.initiator.v1.AttachRequest
@@ -1563,48 +1739,54 @@ var file_initiator_v1_initiator_proto_goTypes = []any{
 	(*Interface)(nil),             // 16: aoecsi.initiator.v1.Interface
 	(*Frontend)(nil),              // 17: aoecsi.initiator.v1.Frontend
 	(*GetNodeResponse)(nil),       // 18: aoecsi.initiator.v1.GetNodeResponse
-	(*durationpb.Duration)(nil),   // 19: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
+	(*ExamineRequest)(nil),        // 19: aoecsi.initiator.v1.ExamineRequest
+	(*Finding)(nil),               // 20: aoecsi.initiator.v1.Finding
+	(*ExamineResponse)(nil),       // 21: aoecsi.initiator.v1.ExamineResponse
+	(*durationpb.Duration)(nil),   // 22: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
 }
 var file_initiator_v1_initiator_proto_depIdxs = []int32{
 	0,  // 0: aoecsi.initiator.v1.AttachRequest.target:type_name -> aoecsi.initiator.v1.Target
-	19, // 1: aoecsi.initiator.v1.AttachRequest.dead_time:type_name -> google.protobuf.Duration
-	19, // 2: aoecsi.initiator.v1.AttachRequest.timeout:type_name -> google.protobuf.Duration
+	22, // 1: aoecsi.initiator.v1.AttachRequest.dead_time:type_name -> google.protobuf.Duration
+	22, // 2: aoecsi.initiator.v1.AttachRequest.timeout:type_name -> google.protobuf.Duration
 	0,  // 3: aoecsi.initiator.v1.Attachment.target:type_name -> aoecsi.initiator.v1.Target
-	20, // 4: aoecsi.initiator.v1.Attachment.since:type_name -> google.protobuf.Timestamp
+	23, // 4: aoecsi.initiator.v1.Attachment.since:type_name -> google.protobuf.Timestamp
 	3,  // 5: aoecsi.initiator.v1.Attachment.paths:type_name -> aoecsi.initiator.v1.Path
 	4,  // 6: aoecsi.initiator.v1.Attachment.statistics:type_name -> aoecsi.initiator.v1.Statistics
-	19, // 7: aoecsi.initiator.v1.Attachment.dead_time:type_name -> google.protobuf.Duration
-	19, // 8: aoecsi.initiator.v1.Path.rtt:type_name -> google.protobuf.Duration
-	19, // 9: aoecsi.initiator.v1.DetachRequest.timeout:type_name -> google.protobuf.Duration
+	22, // 7: aoecsi.initiator.v1.Attachment.dead_time:type_name -> google.protobuf.Duration
+	22, // 8: aoecsi.initiator.v1.Path.rtt:type_name -> google.protobuf.Duration
+	22, // 9: aoecsi.initiator.v1.DetachRequest.timeout:type_name -> google.protobuf.Duration
 	2,  // 10: aoecsi.initiator.v1.ListResponse.attachments:type_name -> aoecsi.initiator.v1.Attachment
-	19, // 11: aoecsi.initiator.v1.DiscoverRequest.wait:type_name -> google.protobuf.Duration
+	22, // 11: aoecsi.initiator.v1.DiscoverRequest.wait:type_name -> google.protobuf.Duration
 	0,  // 12: aoecsi.initiator.v1.DiscoverRequest.target:type_name -> aoecsi.initiator.v1.Target
 	0,  // 13: aoecsi.initiator.v1.Discovered.target:type_name -> aoecsi.initiator.v1.Target
 	13, // 14: aoecsi.initiator.v1.DiscoverResponse.targets:type_name -> aoecsi.initiator.v1.Discovered
 	16, // 15: aoecsi.initiator.v1.GetNodeResponse.interfaces:type_name -> aoecsi.initiator.v1.Interface
 	17, // 16: aoecsi.initiator.v1.GetNodeResponse.frontends:type_name -> aoecsi.initiator.v1.Frontend
-	1,  // 17: aoecsi.initiator.v1.Initiator.Attach:input_type -> aoecsi.initiator.v1.AttachRequest
-	5,  // 18: aoecsi.initiator.v1.Initiator.Detach:input_type -> aoecsi.initiator.v1.DetachRequest
-	7,  // 19: aoecsi.initiator.v1.Initiator.Resize:input_type -> aoecsi.initiator.v1.ResizeRequest
-	8,  // 20: aoecsi.initiator.v1.Initiator.Get:input_type -> aoecsi.initiator.v1.GetRequest
-	9,  // 21: aoecsi.initiator.v1.Initiator.List:input_type -> aoecsi.initiator.v1.ListRequest
-	11, // 22: aoecsi.initiator.v1.Initiator.Watch:input_type -> aoecsi.initiator.v1.WatchRequest
-	12, // 23: aoecsi.initiator.v1.Initiator.Discover:input_type -> aoecsi.initiator.v1.DiscoverRequest
-	15, // 24: aoecsi.initiator.v1.Initiator.GetNode:input_type -> aoecsi.initiator.v1.GetNodeRequest
-	2,  // 25: aoecsi.initiator.v1.Initiator.Attach:output_type -> aoecsi.initiator.v1.Attachment
-	6,  // 26: aoecsi.initiator.v1.Initiator.Detach:output_type -> aoecsi.initiator.v1.DetachResponse
-	2,  // 27: aoecsi.initiator.v1.Initiator.Resize:output_type -> aoecsi.initiator.v1.Attachment
-	2,  // 28: aoecsi.initiator.v1.Initiator.Get:output_type -> aoecsi.initiator.v1.Attachment
-	10, // 29: aoecsi.initiator.v1.Initiator.List:output_type -> aoecsi.initiator.v1.ListResponse
-	10, // 30: aoecsi.initiator.v1.Initiator.Watch:output_type -> aoecsi.initiator.v1.ListResponse
-	14, // 31: aoecsi.initiator.v1.Initiator.Discover:output_type -> aoecsi.initiator.v1.DiscoverResponse
-	18, // 32: aoecsi.initiator.v1.Initiator.GetNode:output_type -> aoecsi.initiator.v1.GetNodeResponse
-	25, // [25:33] is the sub-list for method output_type
-	17, // [17:25] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	20, // 17: aoecsi.initiator.v1.ExamineResponse.findings:type_name -> aoecsi.initiator.v1.Finding
+	1,  // 18: aoecsi.initiator.v1.Initiator.Attach:input_type -> aoecsi.initiator.v1.AttachRequest
+	5,  // 19: aoecsi.initiator.v1.Initiator.Detach:input_type -> aoecsi.initiator.v1.DetachRequest
+	7,  // 20: aoecsi.initiator.v1.Initiator.Resize:input_type -> aoecsi.initiator.v1.ResizeRequest
+	8,  // 21: aoecsi.initiator.v1.Initiator.Get:input_type -> aoecsi.initiator.v1.GetRequest
+	9,  // 22: aoecsi.initiator.v1.Initiator.List:input_type -> aoecsi.initiator.v1.ListRequest
+	11, // 23: aoecsi.initiator.v1.Initiator.Watch:input_type -> aoecsi.initiator.v1.WatchRequest
+	12, // 24: aoecsi.initiator.v1.Initiator.Discover:input_type -> aoecsi.initiator.v1.DiscoverRequest
+	15, // 25: aoecsi.initiator.v1.Initiator.GetNode:input_type -> aoecsi.initiator.v1.GetNodeRequest
+	19, // 26: aoecsi.initiator.v1.Initiator.Examine:input_type -> aoecsi.initiator.v1.ExamineRequest
+	2,  // 27: aoecsi.initiator.v1.Initiator.Attach:output_type -> aoecsi.initiator.v1.Attachment
+	6,  // 28: aoecsi.initiator.v1.Initiator.Detach:output_type -> aoecsi.initiator.v1.DetachResponse
+	2,  // 29: aoecsi.initiator.v1.Initiator.Resize:output_type -> aoecsi.initiator.v1.Attachment
+	2,  // 30: aoecsi.initiator.v1.Initiator.Get:output_type -> aoecsi.initiator.v1.Attachment
+	10, // 31: aoecsi.initiator.v1.Initiator.List:output_type -> aoecsi.initiator.v1.ListResponse
+	10, // 32: aoecsi.initiator.v1.Initiator.Watch:output_type -> aoecsi.initiator.v1.ListResponse
+	14, // 33: aoecsi.initiator.v1.Initiator.Discover:output_type -> aoecsi.initiator.v1.DiscoverResponse
+	18, // 34: aoecsi.initiator.v1.Initiator.GetNode:output_type -> aoecsi.initiator.v1.GetNodeResponse
+	21, // 35: aoecsi.initiator.v1.Initiator.Examine:output_type -> aoecsi.initiator.v1.ExamineResponse
+	27, // [27:36] is the sub-list for method output_type
+	18, // [18:27] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_initiator_v1_initiator_proto_init() }
@@ -1618,7 +1800,7 @@ func file_initiator_v1_initiator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_initiator_v1_initiator_proto_rawDesc), len(file_initiator_v1_initiator_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -30,6 +30,7 @@ const (
 	Initiator_Watch_FullMethodName    = "/aoecsi.initiator.v1.Initiator/Watch"
 	Initiator_Discover_FullMethodName = "/aoecsi.initiator.v1.Initiator/Discover"
 	Initiator_GetNode_FullMethodName  = "/aoecsi.initiator.v1.Initiator/GetNode"
+	Initiator_Examine_FullMethodName  = "/aoecsi.initiator.v1.Initiator/Examine"
 )
 
 // InitiatorClient is the client API for Initiator service.
@@ -57,6 +58,8 @@ type InitiatorClient interface {
 	Discover(ctx context.Context, in *DiscoverRequest, opts ...grpc.CallOption) (*DiscoverResponse, error)
 	// GetNode says what this node has: interfaces, MACs, front ends.
 	GetNode(ctx context.Context, in *GetNodeRequest, opts ...grpc.CallOption) (*GetNodeResponse, error)
+	// Examine compares the devices in the kernel with attachments and records.
+	Examine(ctx context.Context, in *ExamineRequest, opts ...grpc.CallOption) (*ExamineResponse, error)
 }
 
 type initiatorClient struct {
@@ -156,6 +159,16 @@ func (c *initiatorClient) GetNode(ctx context.Context, in *GetNodeRequest, opts 
 	return out, nil
 }
 
+func (c *initiatorClient) Examine(ctx context.Context, in *ExamineRequest, opts ...grpc.CallOption) (*ExamineResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ExamineResponse)
+	err := c.cc.Invoke(ctx, Initiator_Examine_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // InitiatorServer is the server API for Initiator service.
 // All implementations must embed UnimplementedInitiatorServer
 // for forward compatibility.
@@ -181,6 +194,8 @@ type InitiatorServer interface {
 	Discover(context.Context, *DiscoverRequest) (*DiscoverResponse, error)
 	// GetNode says what this node has: interfaces, MACs, front ends.
 	GetNode(context.Context, *GetNodeRequest) (*GetNodeResponse, error)
+	// Examine compares the devices in the kernel with attachments and records.
+	Examine(context.Context, *ExamineRequest) (*ExamineResponse, error)
 	mustEmbedUnimplementedInitiatorServer()
 }
 
@@ -214,6 +229,9 @@ func (UnimplementedInitiatorServer) Discover(context.Context, *DiscoverRequest) 
 }
 func (UnimplementedInitiatorServer) GetNode(context.Context, *GetNodeRequest) (*GetNodeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetNode not implemented")
+}
+func (UnimplementedInitiatorServer) Examine(context.Context, *ExamineRequest) (*ExamineResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Examine not implemented")
 }
 func (UnimplementedInitiatorServer) mustEmbedUnimplementedInitiatorServer() {}
 func (UnimplementedInitiatorServer) testEmbeddedByValue()                   {}
@@ -373,6 +391,24 @@ func _Initiator_GetNode_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Initiator_Examine_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ExamineRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(InitiatorServer).Examine(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Initiator_Examine_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(InitiatorServer).Examine(ctx, req.(*ExamineRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Initiator_ServiceDesc is the grpc.ServiceDesc for Initiator service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -407,6 +443,10 @@ var Initiator_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetNode",
 			Handler:    _Initiator_GetNode_Handler,
+		},
+		{
+			MethodName: "Examine",
+			Handler:    _Initiator_Examine_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
