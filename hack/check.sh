@@ -42,12 +42,14 @@ hack/third_party/etcd go.etcd.io/etcd/server/v3 $ETCD_VERSION
 hack/third_party/helm helm.sh/helm/v4 $HELM_VERSION
 hack/third_party/provisioner github.com/kubernetes-csi/external-provisioner/v6 $CSI_PROVISIONER_VERSION
 hack/third_party/attacher github.com/kubernetes-csi/external-attacher/v4 $CSI_ATTACHER_VERSION
+hack/third_party/resizer github.com/kubernetes-csi/external-resizer/v2 $CSI_RESIZER_VERSION
 hack/third_party/golangci-lint github.com/golangci/golangci-lint/v2 $GOLANGCI_LINT_VERSION
 hack/image github.com/google/go-containerregistry $GO_CONTAINERREGISTRY_VERSION
 . github.com/kubernetes-csi/csi-test/v5 $CSI_TEST_VERSION
 X
   grep -q "csi-provisioner:v$CSI_PROVISIONER_VERSION" charts/aoe-csi/values.yaml || { echo "chart: another csi-provisioner"; status=1; }
   grep -q "csi-attacher:v$CSI_ATTACHER_VERSION" charts/aoe-csi/values.yaml || { echo "chart: another csi-attacher"; status=1; }
+  grep -q "csi-resizer:v$CSI_RESIZER_VERSION" charts/aoe-csi/values.yaml || { echo "chart: another csi-resizer"; status=1; }
   grep -q "image: $BUSYBOX_IMAGE" examples/writer.yaml || { echo "examples: another busybox"; status=1; }
   return $status
 }

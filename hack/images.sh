@@ -32,12 +32,13 @@ build_aoe_csi() {
 }
 
 build_sidecars() {
-  "$ROOT/hack/binaries.sh" build csi-provisioner csi-attacher
+  "$ROOT/hack/binaries.sh" build csi-provisioner csi-attacher csi-resizer
   local name version store; store=$("$ROOT/hack/binaries.sh" path)
-  for name in csi-provisioner csi-attacher; do
+  for name in csi-provisioner csi-attacher csi-resizer; do
     case $name in
       csi-provisioner) version=$CSI_PROVISIONER_VERSION ;;
       csi-attacher) version=$CSI_ATTACHER_VERSION ;;
+      csi-resizer) version=$CSI_RESIZER_VERSION ;;
     esac
     changed "$IMAGES/$name.tar" "$store/$name" "$BIN/image" || continue
     say "image $name:v$version"
