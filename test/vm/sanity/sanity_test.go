@@ -44,7 +44,6 @@ var unadvertised = []string{
 	"Snapshot not supported", "ListSnapshots not supported", "GetSnapshot not supported", "DeleteSnapshot not supported",
 	"CreateSnapshot not supported", "GroupControllerService not supported", "VolumeGroupSnapshots not supported",
 	"Volume Cloning not supported", "Modify volume not supported", "Modify Volume not supported", "ControllerModifyVolume not supported",
-	"ControllerExpandVolume not supported", "NodeExpandVolume not supported",
 	"ControllerGetVolumeHealth not supported", "ControllerListVolumeHealth not supported",
 	"NodeGetVolumeHealth not supported", "NodeGetStorageHealth not supported",
 	"testnodevolumeattachlimit not enabled",
