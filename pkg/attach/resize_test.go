@@ -107,7 +107,7 @@ func TestResizeThatTheKernelDoesNotDo(t *testing.T) {
 				t.Errorf("write: %v", errno)
 			}
 			b.kernel.set(func() { b.kernel.resize, b.kernel.ignore, b.kernel.hang = nil, false, false })
-			if tt.want == blockdev.ErrCannotGrow {
+			if errors.Is(tt.want, blockdev.ErrCannotGrow) {
 				if err := b.m.Detach(t.Context(), "e7.1", false, 0); err != nil {
 					t.Fatal(err)
 				}

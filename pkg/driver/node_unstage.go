@@ -17,12 +17,12 @@ import (
 // container orchestrator's and stays.
 //
 // It comes to an end also when the target is gone for good: after detachTimeout of "not yet" the device is given up, and
-// whatever waits for it in the kernel fails, be it an unmount of an earlier call or a stage that hangs.
+// whatever waits for it in the kernel fails, be it an unmount of an earlier call, or a stage or an expansion that hangs.
 func (n *Node) NodeUnstageVolume(ctx context.Context, req *csi.NodeUnstageVolumeRequest) (*csi.NodeUnstageVolumeResponse, error) {
 	id := req.GetVolumeId()
 	unlock, err := n.begin("unstage", id, "staging path", req.GetStagingTargetPath())
 	if errors.Is(err, volume.ErrPending) {
-		return nil, errors.Join(err, n.giveUpStage(ctx, id))
+		return nil, errors.Join(err, n.giveUpHolder(ctx, id))
 	}
 	if err != nil {
 		return nil, err
@@ -101,11 +101,11 @@ func (n *Node) hopeless(a *volume.Attachment, since time.Time) bool {
 	return true
 }
 
-// giveUpStage ends a stage that hangs on a target that does not answer, when the volume has been asked to go for long enough. A
-// stage that makes progress is left alone.
-func (n *Node) giveUpStage(ctx context.Context, id string) error {
+// giveUpHolder ends a call that has the volume and hangs on a target that does not answer, mkfs or resize2fs say, when the volume has
+// been asked to go for long enough. One that makes progress is left alone.
+func (n *Node) giveUpHolder(ctx context.Context, id string) error {
 	since := n.leavingSince(id)
-	if n.locks.holder(id) != "stage" {
+	if holder := n.locks.holder(id); holder != "stage" && holder != "expand" {
 		return nil
 	}
 	attachment, err := n.Attacher.Device(ctx, id)

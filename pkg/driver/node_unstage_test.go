@@ -14,6 +14,13 @@ import (
 type stuckMounter struct {
 	memoryMounter
 	entered, failed chan struct{}
+	growing         chan struct{}
+}
+
+func (m *stuckMounter) Grow(string, string) error {
+	close(m.growing)
+	<-m.failed
+	return errors.New("resize2fs: I/O error")
 }
 
 // Unmount takes the mount out of the table before it waits.
@@ -93,6 +100,27 @@ func TestNodeUnstageWaitsForASlowTarget(t *testing.T) {
 	expect(t, b.unstage(t.Context()), codes.FailedPrecondition)
 	close(attacher.failed) // the slow unmount is done
 	attacher.busy = false
+	expect(t, b.unstage(t.Context()), codes.OK)
+}
+
+// An expansion that hangs does not either.
+func TestNodeUnstageEndsHangingExpansion(t *testing.T) {
+	b, attacher, node := newStuckBench(t, nil)
+	_, err := b.client.NodeStageVolume(t.Context(), b.stageRequest())
+	expect(t, err, codes.OK)
+	growing := make(chan struct{})
+	node.Mounter.(*stuckMounter).growing = growing
+	expanded := make(chan error, 1)
+	go func() {
+		_, err := b.client.NodeExpandVolume(context.Background(), &csi.NodeExpandVolumeRequest{VolumeId: testVolume, VolumePath: b.staging()})
+		expanded <- err
+	}()
+	<-growing
+	attacher.stall()
+	expect(t, b.unstage(t.Context()), codes.Aborted, "expand")
+	node.leaving.Store(testVolume, time.Now().Add(-detachTimeout))
+	expect(t, b.unstage(t.Context()), codes.Aborted) // gives up the device
+	expect(t, <-expanded, codes.Internal, "I/O error")
 	expect(t, b.unstage(t.Context()), codes.OK)
 }
 

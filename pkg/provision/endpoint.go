@@ -91,10 +91,10 @@ func (e *endpoint) info(ctx context.Context) (*ShelfInfo, error) {
 		return nil, err
 	}
 	if r.GetShelf() > uint32(aoe.MaxShelf) {
-		return nil, anyone.fail("", nil, fmt.Errorf("says it is shelf %d, which AoE does not have", r.GetShelf()))
+		return nil, anyone.fail("", fmt.Errorf("says it is shelf %d, which AoE does not have", r.GetShelf()))
 	}
 	if r.GetUuid() == "" {
-		return nil, anyone.fail("", nil, errors.New("says no UUID"))
+		return nil, anyone.fail("", errors.New("says no UUID"))
 	}
 	return &ShelfInfo{Number: uint16(r.GetShelf()), UUID: r.GetUuid(), Segment: r.GetSegment(), Version: r.GetVersion()}, nil
 }

@@ -45,7 +45,7 @@ func (s *Shelf) CreateLun(ctx context.Context, id volume.ID, name string, size i
 		return err
 	}
 	if lun.GetId().GetGeneration() != string(id.Generation) || lun.GetSizeBytes() < uint64(size) {
-		return s.fail("create LUN "+id.Addr.String(), nil, fmt.Errorf("answered with generation %q and %d bytes, asked for %s and %d",
+		return s.fail("create LUN "+id.Addr.String(), fmt.Errorf("answered with generation %q and %d bytes, asked for %s and %d",
 			lun.GetId().GetGeneration(), lun.GetSizeBytes(), id.Generation, size))
 	}
 	return nil
@@ -70,7 +70,7 @@ func (s *Shelf) GrowLun(ctx context.Context, id volume.ID, size int64) (int64, e
 		return 0, err
 	}
 	if lun.GetId().GetGeneration() != string(id.Generation) || lun.GetSizeBytes() < uint64(size) || lun.GetSizeBytes() > volume.MaxSize {
-		return 0, s.fail(op, nil, fmt.Errorf("answered with generation %q and %d bytes, asked for %s and %d",
+		return 0, s.fail(op, fmt.Errorf("answered with generation %q and %d bytes, asked for %s and %d",
 			lun.GetId().GetGeneration(), lun.GetSizeBytes(), id.Generation, size))
 	}
 	return int64(lun.GetSizeBytes()), nil
@@ -124,8 +124,9 @@ func (s *Shelf) UsedSlots(ctx context.Context) ([]uint8, error) {
 	}
 }
 
-func (s *Shelf) fail(op string, sentinel, err error) error {
-	return &ShelfError{Op: op, Shelf: fmt.Sprintf("shelf %d", s.Info.Number), Address: s.end.address, Sentinel: sentinel, Err: err}
+// fail is for answers that make no sense: nothing can be decided on them.
+func (s *Shelf) fail(op string, err error) error {
+	return &ShelfError{Op: op, Shelf: fmt.Sprintf("shelf %d", s.Info.Number), Address: s.end.address, Err: err}
 }
 
 func lunID(id volume.ID) *shelfv1.LunId {
