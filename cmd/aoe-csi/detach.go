@@ -35,11 +35,14 @@ not answer and I/O is pending it waits up to --timeout, and then gives the I/O u
 					_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s is not attached\n", args[0])
 					return err
 				}
-				_, err = client.Detach(ctx, &initiatorv1.DetachRequest{
+				response, err := client.Detach(ctx, &initiatorv1.DetachRequest{
 					VolumeId: a.GetVolumeId(), Force: force, Timeout: durationpb.New(timeout),
 				})
 				if err != nil {
 					return err
+				}
+				if what := response.GetGivenUp(); what != "" {
+					fmt.Fprintf(cmd.ErrOrStderr(), "%s: %s\n", args[0], what)
 				}
 				_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s is detached\n", args[0])
 				return err

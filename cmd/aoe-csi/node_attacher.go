@@ -43,11 +43,12 @@ func (a *nodeAttacher) Resize(ctx context.Context, id string, wanted int64) (int
 }
 
 // Detach implements driver.Attacher.
-func (a *nodeAttacher) Detach(ctx context.Context, id string, force bool) error {
-	if _, err := a.client.Detach(ctx, &initiatorv1.DetachRequest{VolumeId: id, Force: force}); err != nil {
-		return fmt.Errorf("detach: %w", explainInitiator(err))
+func (a *nodeAttacher) Detach(ctx context.Context, id string, force bool) (lost string, err error) {
+	response, err := a.client.Detach(ctx, &initiatorv1.DetachRequest{VolumeId: id, Force: force})
+	if err != nil {
+		return "", fmt.Errorf("detach: %w", explainInitiator(err))
 	}
-	return nil
+	return response.GetGivenUp(), nil
 }
 
 // Device implements driver.Attacher.

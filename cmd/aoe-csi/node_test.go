@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/aoe-csi/aoe-csi/pkg/aoe"
 	initiatorv1 "github.com/aoe-csi/aoe-csi/pkg/api/initiator/v1"
+	"github.com/aoe-csi/aoe-csi/pkg/provision"
 	"github.com/aoe-csi/aoe-csi/pkg/volume"
 )
 
@@ -116,7 +118,7 @@ func TestNodeAttacher(t *testing.T) {
 		t.Errorf("Device of an unknown volume: %v", err)
 	}
 	initiator.fail = status.Error(codes.Unavailable, "target does not answer")
-	err = attacher.Detach(t.Context(), "id", false)
+	_, err = attacher.Detach(t.Context(), "id", false)
 	if status.Code(err) != codes.Unavailable || strings.Contains(err.Error(), "rpc error") || !strings.Contains(err.Error(), "target does not answer") {
 		t.Errorf("Detach: %v (code %s)", err, status.Code(err))
 	}
@@ -213,4 +215,40 @@ func TestRunTogether(t *testing.T) {
 	if !errors.Is(err, broken) {
 		t.Errorf("runTogether = %v, want %v", err, broken)
 	}
+}
+
+// TestVolumeLoss: the event is on the volume that the device was of, and on no other.
+func TestVolumeLoss(t *testing.T) {
+	store, err := provision.OpenFileStore(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := volume.ID{Addr: aoe.Addr{Shelf: 7, Slot: 3}, Generation: "abcdefghijklm234"}
+	if err := store.CreateVolume(t.Context(), &volume.Record{Name: "pvc-1", ID: id, Claim: "default/data", Phase: volume.PhaseReady}); err != nil {
+		t.Fatal(err)
+	}
+	if err := store.ClaimSlot(t.Context(), volume.Slot{Addr: id.Addr, VolumeName: "pvc-1", Generation: id.Generation}); err != nil {
+		t.Fatal(err)
+	}
+	told := make(chan string, 1)
+	r := &eventRecorder{ctx: t.Context(), store: store, volumes: tellTo(told)}
+	r.VolumeLoss(id.String(), "IOGivenUp", "gone")
+	select {
+	case text := <-told:
+		if text != "pvc-1 default/data Warning IOGivenUp gone" {
+			t.Errorf("told %q", text)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("nobody was told")
+	}
+	if rec, err := recordOf(t.Context(), store, "e7.3-zzzzzzzzzzzzzzzz"); err == nil {
+		t.Errorf("an earlier volume's address is %+v", rec)
+	}
+}
+
+// tellTo is a recorder that hands on what it is told.
+type tellTo chan string
+
+func (c tellTo) Event(rec *volume.Record, kind provision.EventType, reason, message string) {
+	c <- fmt.Sprintf("%s %s %s %s %s", rec.Name, rec.Claim, kind, reason, message)
 }

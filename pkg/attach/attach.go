@@ -65,6 +65,7 @@ func (m *Manager) Attach(ctx context.Context, opts Options, timeout time.Duratio
 	if err := m.trusted(opts.VolumeID); err != nil {
 		return Status{}, err
 	}
+	m.givenUp.forget(opts.VolumeID)
 	a := m.newAttachment(opts, attaching)
 	if err := m.put(a); err != nil {
 		return Status{}, err

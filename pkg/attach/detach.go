@@ -69,12 +69,16 @@ func (a *attachment) giveUpAt(timeout time.Duration) time.Time {
 
 func (a *attachment) detach(ctx context.Context, force bool, timeout time.Duration) error {
 	start := time.Now()
+	if force {
+		a.noteGivenUp("the detach was forced")
+	}
 	if !force && !a.disconnected() { // else its number may be another volume's by now
 		err := a.quiesce(ctx, a.giveUpAt(timeout))
 		switch {
 		case errors.Is(err, errGiveUp):
 			klog.ErrorS(err, "Detach gives up outstanding I/O: the target did not answer in time", "volume", a.opts.VolumeID,
 				"target", a.opts.Target, "timeout", timeout)
+			a.noteGivenUp(fmt.Sprintf("no answer for %v", timeout))
 			force = true
 		case errors.Is(err, ErrInUse):
 			a.mu.Lock()
@@ -128,6 +132,7 @@ func (a *attachment) quiesce(ctx context.Context, limit time.Time) error {
 	case f.err != nil:
 		// Repeating it would not help: the error went to whoever wrote, too.
 		klog.ErrorS(f.err, "Detach goes on after a flush that failed", "volume", a.opts.VolumeID, "device", a.device().Path())
+		a.m.givenUp.set(a.opts.VolumeID, fmt.Sprintf("the last flush of %s failed (%v), so writes since the one before may be lost", a.opts.Target, f.err))
 	}
 	tick := time.NewTicker(idleEvery)
 	defer tick.Stop()
@@ -227,6 +232,7 @@ func (a *attachment) detachUnserved(ctx context.Context, force bool, limit time.
 	if err := front.Remove(ctx, state); err != nil {
 		return err
 	}
+	a.m.givenUp.set(a.opts.VolumeID, fmt.Sprintf("the device was removed before an initiator had taken it over: I/O that %s had not answered was failed", a.opts.Target))
 	klog.InfoS("Removed a device that nobody served", "volume", a.opts.VolumeID, "device", state.Number, "force", force)
 	a.setStage(removed, "")
 	return a.takeDown(ctx)

@@ -52,6 +52,7 @@ type Manager struct {
 	stop    context.CancelFunc
 	stopped context.Context // ends with Close
 	tasks   sync.WaitGroup  // recoveries
+	givenUp givenUp
 
 	mu          sync.Mutex // guards what follows
 	attachments map[string]*attachment

@@ -339,6 +339,21 @@ func TestDetachWithIOPending(t *testing.T) {
 	if len(b.m.List()) != 0 || len(b.records()) != 0 {
 		t.Errorf("left: %+v, %v", b.m.List(), b.records())
 	}
+	if what := b.m.GivenUp("e7.1"); !strings.Contains(what, "no answer for 50ms") || !strings.Contains(what, "e7.1") {
+		t.Errorf("given up: %q", what)
+	}
+	b.startTarget()
+	b.attach(1)
+	if what := b.m.GivenUp("e7.1"); what != "" {
+		t.Errorf("attached again, still remembered: %q", what)
+	}
+	if err := b.m.Detach(context.Background(), "e7.1", false, 0); err != nil || b.m.GivenUp("e7.1") != "" {
+		t.Errorf("a detach that lost nothing: %v, %q", err, b.m.GivenUp("e7.1"))
+	}
+	b.attach(1)
+	if err := b.m.Detach(context.Background(), "e7.1", true, 0); err != nil || b.m.GivenUp("e7.1") != "" {
+		t.Errorf("a forced detach that lost nothing: %v, %q", err, b.m.GivenUp("e7.1"))
+	}
 }
 
 func TestForcedDetach(t *testing.T) {
@@ -349,6 +364,9 @@ func TestForcedDetach(t *testing.T) {
 	pending := q.do(blockdev.OpRead, 0, make([]byte, 4096))
 	if err := b.m.Detach(context.Background(), "e7.1", true, 0); err != nil {
 		t.Errorf("forced detach: %v", err)
+	}
+	if what := b.m.GivenUp("e7.1"); !strings.Contains(what, "forced") {
+		t.Errorf("given up: %q", what)
 	}
 	if errno := await(t, pending); errno != syscall.EIO {
 		t.Errorf("request that was given up: %v", errno)

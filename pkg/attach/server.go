@@ -69,7 +69,7 @@ func (s *Server) Detach(ctx context.Context, r *initiatorv1.DetachRequest) (*ini
 	if err := s.manager.Detach(ctx, r.GetVolumeId(), r.GetForce(), r.GetTimeout().AsDuration()); err != nil {
 		return nil, status.Error(code(err), err.Error())
 	}
-	return &initiatorv1.DetachResponse{}, nil
+	return &initiatorv1.DetachResponse{GivenUp: s.manager.GivenUp(r.GetVolumeId())}, nil
 }
 
 // Resize implements initiatorv1.InitiatorServer.

@@ -237,17 +237,20 @@ func (a *memoryAttacher) Resize(_ context.Context, id string, wanted int64) (int
 	return max(wanted, 1<<30), nil
 }
 
-func (a *memoryAttacher) Detach(_ context.Context, id string, force bool) error {
+func (a *memoryAttacher) Detach(_ context.Context, id string, force bool) (lost string, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.busy && !force && a.attached[id] != nil {
-		return status.Error(codes.FailedPrecondition, "mounted")
+		return "", status.Error(codes.FailedPrecondition, "mounted")
 	}
 	if a.fail == nil {
+		if force && a.attached[id] != nil {
+			lost = "I/O was failed"
+		}
 		delete(a.attached, id)
 		a.detached = append(a.detached, id)
 	}
-	return a.fail
+	return lost, a.fail
 }
 
 func (a *memoryAttacher) Device(_ context.Context, id string) (*volume.Attachment, error) {
@@ -383,4 +386,10 @@ func (r *memoryRecorder) PodEvent(pod Pod, reason, message string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.events = append(r.events, fmt.Sprintf("%s/%s %s: %s", pod.Namespace, pod.Name, reason, message))
+}
+
+func (r *memoryRecorder) VolumeLoss(id, reason, message string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.events = append(r.events, fmt.Sprintf("%s %s: %s", id, reason, message))
 }

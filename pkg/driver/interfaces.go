@@ -35,8 +35,9 @@ type Attacher interface {
 	// with the status FAILED_PRECONDITION says that it grows only when it is attached anew.
 	Resize(ctx context.Context, id string, wanted int64) (int64, error)
 	// Detach flushes and removes the device. Not attached is success; a device that is mounted stays. With force all of that
-	// is skipped: what waits for the target fails.
-	Detach(ctx context.Context, id string, force bool) error
+	// is skipped: what waits for the target fails. lost says what was, now or in an earlier call whose answer got lost; empty:
+	// nothing.
+	Detach(ctx context.Context, id string, force bool) (lost string, err error)
 	// Device describes the volume's device; volume.ErrNotFound if it is not attached.
 	Device(ctx context.Context, id string) (*volume.Attachment, error)
 }
@@ -72,9 +73,11 @@ type Pod struct {
 	Namespace, Name, UID string
 }
 
-// Recorder shows people what happened to their pod. It does not block and its failures stay its own.
+// Recorder shows people what happened to their pods and volumes. It does not block and its failures stay its own.
 type Recorder interface {
 	PodEvent(pod Pod, reason, message string)
+	// VolumeLoss warns of data that may be lost, on the volume and on its claim. id is the volume's handle.
+	VolumeLoss(id, reason, message string)
 }
 
 // noEvents is the Recorder where nobody looks.
@@ -82,3 +85,6 @@ type noEvents struct{}
 
 // PodEvent implements Recorder.
 func (noEvents) PodEvent(Pod, string, string) {}
+
+// VolumeLoss implements Recorder.
+func (noEvents) VolumeLoss(string, string, string) {}

@@ -123,5 +123,5 @@ func (n *Node) undoAttach(ctx context.Context, id, device string) error {
 			return err
 		}
 	}
-	return n.Attacher.Detach(context.WithoutCancel(ctx), id, false)
+	return n.detach(context.WithoutCancel(ctx), id, false)
 }

@@ -50,11 +50,20 @@ func (n *Node) unstage(ctx context.Context, id, path string) error {
 			return err
 		}
 	}
-	if err := n.Attacher.Detach(ctx, id, n.hopeless(attachment, since)); err != nil {
+	if err := n.detach(ctx, id, n.hopeless(attachment, since)); err != nil {
 		return err
 	}
 	n.leaving.Delete(id)
 	return nil
+}
+
+// detach tells people if data may be lost with it.
+func (n *Node) detach(ctx context.Context, id string, force bool) error {
+	lost, err := n.Attacher.Detach(ctx, id, force)
+	if err == nil && lost != "" {
+		n.Recorder.VolumeLoss(id, "IOGivenUp", fmt.Sprintf("node %s detached it: %s", n.ID, lost))
+	}
+	return err
 }
 
 // unmountPatiently unmounts, but does not wait for ever. The kernel takes the mount out of the table first and writes back
@@ -112,5 +121,5 @@ func (n *Node) giveUpHolder(ctx context.Context, id string) error {
 	if err != nil || !n.hopeless(attachment, since) {
 		return nil // the call that has the volume is answered first
 	}
-	return n.Attacher.Detach(ctx, id, true)
+	return n.detach(ctx, id, true)
 }

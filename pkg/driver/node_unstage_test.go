@@ -3,6 +3,7 @@ package driver
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -50,7 +51,7 @@ type stuckAttacher struct {
 	failed chan struct{}
 }
 
-func (a *stuckAttacher) Detach(ctx context.Context, id string, force bool) error {
+func (a *stuckAttacher) Detach(ctx context.Context, id string, force bool) (string, error) {
 	if force {
 		close(a.failed)
 	}
@@ -60,9 +61,10 @@ func (a *stuckAttacher) Detach(ctx context.Context, id string, force bool) error
 func newStuckBench(t *testing.T, entered chan struct{}) (*nodeBench, *stuckAttacher, *Node) {
 	failed := make(chan struct{})
 	attacher := &stuckAttacher{failed: failed}
-	node := NewNode(NodeConfig{ID: testNode, Attacher: attacher, Mounter: &stuckMounter{entered: entered, failed: failed}})
+	recorder := &memoryRecorder{}
+	node := NewNode(NodeConfig{ID: testNode, Attacher: attacher, Mounter: &stuckMounter{entered: entered, failed: failed}, Recorder: recorder})
 	node.patience = time.Millisecond
-	return &nodeBench{dir: t.TempDir(), client: csi.NewNodeClient(serveTest(t, Config{Node: node}))}, attacher, node
+	return &nodeBench{dir: t.TempDir(), recorder: recorder, client: csi.NewNodeClient(serveTest(t, Config{Node: node}))}, attacher, node
 }
 
 func (b *nodeBench) unstage(ctx context.Context) error {
@@ -84,6 +86,9 @@ func TestNodeUnstageComesToAnEnd(t *testing.T) {
 	if len(attacher.attached) != 0 {
 		t.Errorf("left attached: %v", attacher.attached)
 	}
+	if want := testVolume + " IOGivenUp: node " + testNode + " detached it: I/O was failed"; !slices.Equal(b.recorder.events, []string{want}) {
+		t.Errorf("told: %q, want %q", b.recorder.events, want)
+	}
 	if _, remembered := node.leaving.Load(testVolume); remembered {
 		t.Error("the next life of the volume would be given up at once")
 	}
@@ -101,6 +106,9 @@ func TestNodeUnstageWaitsForASlowTarget(t *testing.T) {
 	close(attacher.failed) // the slow unmount is done
 	attacher.busy = false
 	expect(t, b.unstage(t.Context()), codes.OK)
+	if len(b.recorder.events) != 0 {
+		t.Errorf("told of a loss: %q", b.recorder.events)
+	}
 }
 
 // An expansion that hangs does not either.

@@ -676,6 +676,7 @@ func (x *DetachRequest) GetTimeout() *durationpb.Duration {
 
 type DetachResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	GivenUp       string                 `protobuf:"bytes,1,opt,name=given_up,json=givenUp,proto3" json:"given_up,omitempty"` // what was lost: I/O that failed because the target did not take it; empty: nothing
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -708,6 +709,13 @@ func (x *DetachResponse) ProtoReflect() protoreflect.Message {
 // Deprecated: Use DetachResponse.ProtoReflect.Descriptor instead.
 func (*DetachResponse) Descriptor() ([]byte, []int) {
 	return file_initiator_v1_initiator_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *DetachResponse) GetGivenUp() string {
+	if x != nil {
+		return x.GivenUp
+	}
+	return ""
 }
 
 type ResizeRequest struct {
@@ -1632,8 +1640,9 @@ const file_initiator_v1_initiator_proto_rawDesc = "" +
 	"\rDetachRequest\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\x123\n" +
-	"\atimeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\atimeout\"\x10\n" +
-	"\x0eDetachResponse\"O\n" +
+	"\atimeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\atimeout\"+\n" +
+	"\x0eDetachResponse\x12\x19\n" +
+	"\bgiven_up\x18\x01 \x01(\tR\agivenUp\"O\n" +
 	"\rResizeRequest\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12!\n" +
 	"\fwanted_bytes\x18\x02 \x01(\x04R\vwantedBytes\")\n" +
