@@ -202,7 +202,7 @@ func TestClientErrors(t *testing.T) {
 		{[]string{"stat", "--socket", socket, "-o", "yaml"}, "must be one of table, wide, json"},
 		{[]string{"stat", "--socket", "/nonexistent/sock"}, "start `aoe-csi initiator`"},
 		{[]string{"initiator", "--interface", "nosuch0"}, "--interface nosuch0"},
-		{[]string{"initiator", "--frontend", "scsi"}, "this version has nbd"},
+		{[]string{"initiator", "--frontend", "scsi"}, "there are auto, ublk and nbd"},
 		{[]string{"initiator", "--shards", "9"}, "--shards 9"},
 		{[]string{"initiator", "--pool-max", "0"}, "--pool-max 0"},
 	} {

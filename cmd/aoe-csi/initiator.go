@@ -13,6 +13,7 @@ import (
 	"github.com/aoe-csi/aoe-csi/pkg/attach"
 	"github.com/aoe-csi/aoe-csi/pkg/blockdev"
 	"github.com/aoe-csi/aoe-csi/pkg/blockdev/nbd"
+	"github.com/aoe-csi/aoe-csi/pkg/blockdev/ublk"
 	"github.com/aoe-csi/aoe-csi/pkg/initiator"
 )
 
@@ -49,7 +50,7 @@ with the same run directory, which takes them over.`,
 	flags.StringVar(&opt.socket, "socket", defaultSocket, "unix socket to listen on")
 	flags.StringVar(&opt.runDir, "run-dir", "/run/aoe-csi", "where attachments are recorded and the sockets of targets on this host are found; on a tmpfs")
 	flags.StringVar(&opt.stateDir, "state-dir", "/var/lib/aoe-csi/initiator", "where the initiator's identity is kept for ever")
-	flags.StringVar(&opt.frontend, "frontend", attach.FrontendAuto, "block device front end to offer: auto (all that work here) or nbd")
+	flags.StringVar(&opt.frontend, "frontend", attach.FrontendAuto, "block device front end to offer: auto (all that work here), ublk or nbd")
 	flags.IntVar(&opt.shards, "shards", 1, fmt.Sprintf("event loops, each a thread; up to %d", initiator.MaxShards))
 	flags.IntVar(&opt.poolMax, "pool-max", initiator.DefaultPoolMax, "ceiling of transmit frames per volume")
 	flags.IntVar(&opt.maxVolumes, "max-volumes", 256, "most volumes that can be attached at a time")
@@ -58,11 +59,16 @@ with the same run directory, which takes them over.`,
 }
 
 func (o *initiatorOptions) frontends() ([]blockdev.Frontend, error) {
-	switch o.frontend {
-	case attach.FrontendAuto, "nbd":
-		return []blockdev.Frontend{nbd.New()}, nil
+	all := []blockdev.Frontend{ublk.New(), nbd.New()} // preferred first
+	if o.frontend == attach.FrontendAuto {
+		return all, nil
 	}
-	return nil, fmt.Errorf("--frontend %s: this version has nbd", o.frontend)
+	for _, f := range all {
+		if f.Name() == o.frontend {
+			return []blockdev.Frontend{f}, nil
+		}
+	}
+	return nil, fmt.Errorf("--frontend %s: there are auto, ublk and nbd", o.frontend)
 }
 
 func (o *initiatorOptions) check() error {

@@ -204,6 +204,10 @@ func (a *attachment) open(ctx context.Context, timeout time.Duration, takeover b
 // takeDown removes whatever there is of an attachment whose device nobody needs any more. It can be repeated.
 func (a *attachment) takeDown(ctx context.Context) error {
 	if disk := a.device(); disk != nil {
+		// The kernel may wait for what is outstanding before it lets go of a device.
+		if err := a.giveUp(ctx); err != nil {
+			return err
+		}
 		if err := disk.Stop(ctx); err != nil {
 			return err
 		}

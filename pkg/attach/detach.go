@@ -91,11 +91,6 @@ func (a *attachment) detach(ctx context.Context, force bool, timeout time.Durati
 		}
 	}
 	a.setStage(detaching, "")
-	if force {
-		if err := a.giveUp(ctx); err != nil {
-			return err
-		}
-	}
 	path := a.device().Path()
 	if err := a.takeDown(ctx); err != nil {
 		a.setStage(a.at(), err.Error())
@@ -210,6 +205,9 @@ func (a *attachment) giveUp(ctx context.Context) error {
 	a.mu.Lock()
 	p, dev := a.pump, a.dev
 	a.mu.Unlock()
+	if p == nil || dev == nil {
+		return nil
+	}
 	err := dev.Shard().Do(ctx, p.refuse)
 	if err == nil {
 		err = dev.Fail(ctx)

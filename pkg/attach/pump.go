@@ -71,9 +71,11 @@ func newPump(name string, l loop, queue blockdev.Queue, target submitter, ended 
 
 // watch has the loop call the pump.
 func (p *pump) watch() error {
-	err := p.loop.Watch(p.fd, p)
-	p.watching = err == nil
-	return err
+	if err := p.loop.Watch(p.fd, p); err != nil {
+		return err
+	}
+	p.watching, p.dirty = true, true // the first Flush tells the queue which thread is its own
+	return nil
 }
 
 // unwatch ends that. Idempotent. Requests that are outstanding still complete.
@@ -180,6 +182,7 @@ func (p *pump) submit(r *blockdev.Request) {
 	p.submitted++
 	p.serials[r.Index] = p.submitted
 	q.FUA, q.LBA, q.Sectors, q.Data, q.Err = r.FUA, r.Offset/sectorBytes, r.Length/sectorBytes, r.Data, nil
+	q.Pages = r.Pages
 	switch r.Op {
 	case blockdev.OpRead:
 		q.Op = initiator.OpRead

@@ -3,6 +3,7 @@ package blockdev
 import (
 	"context"
 	"errors"
+	"io"
 	"syscall"
 	"time"
 )
@@ -43,10 +44,19 @@ type Request struct {
 	Offset uint64 // bytes, multiple of the logical block
 	Length uint32 // bytes
 	// Data is the payload of a write, or the space for that of a read: Length bytes that the queue owns and the
-	// caller borrows from Poll until Complete. Nil for the other operations.
+	// caller borrows from Poll until Complete. Nil for the other operations, and where Pages is set.
 	Data []byte
+	// Pages is the payload of a front end that has none in memory: a write's is read from it, a read's written to it, at
+	// offsets from the request's start, between Poll and Complete. Nil where Data is set.
+	Pages Pages
 	// Cookie belongs to the front end.
 	Cookie uint64
+}
+
+// Pages is data that the kernel holds.
+type Pages interface {
+	io.ReaderAt
+	io.WriterAt
 }
 
 // Queue is a device's request queue as an event loop sees it: one thread, never blocking. Requests
@@ -65,8 +75,8 @@ type Queue interface {
 	// Stalled says that Poll left input behind because the requests that are out hold all memory: call Poll again after
 	// a Flush. FD does not announce that input a second time.
 	Stalled() bool
-	// Flush hands queued completions to the kernel. more says that some did not fit: call again when FD is writable, and
-	// in any case after a millisecond or so, since memory may have been what was short.
+	// Flush hands queued completions to the kernel. The loop's thread calls it once before Start. more says that some did not
+	// fit: call again when FD is writable, and in any case after a millisecond or so, since memory may have been what was short.
 	Flush() (more bool, err error)
 }
 

@@ -248,7 +248,7 @@ func (c *Core) refuse(r *Request) error {
 		return ErrIO
 	case r.Op == OpTrim && !c.identity.info.Trim, r.FUA && !c.identity.info.FUA:
 		return ErrUnsupported
-	case r.Op != OpTrim && uint64(len(r.Data)) < uint64(r.Sectors)*aoe.SectorSize:
+	case !r.fits():
 		return ErrIO
 	}
 	return nil

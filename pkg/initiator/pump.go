@@ -55,7 +55,7 @@ func (c *Core) sendWaiting() bool {
 		return true
 	}
 	if !c.sendPart(p, r, r.framed, n, 1) {
-		return false
+		return r.Err != nil
 	}
 	r.framed += n
 	if r.framed == r.Sectors {
@@ -91,7 +91,7 @@ func (c *Core) sendRedo() bool {
 	n := part(s.req.Op, s.req.LBA+uint64(s.from), s.sectors, p.limit)
 	// Counted as sent before: its answer measures nothing, and a late copy of the first frame may be about.
 	if !c.sendPart(p, s.req, s.from, n, 2) {
-		return false
+		return s.req.Err != nil
 	}
 	s.from += n
 	s.sectors -= n
@@ -116,7 +116,8 @@ func part(op Op, lba uint64, left uint32, limit int) uint32 {
 	return min(n, left)
 }
 
-// sendPart frames and sends a part of a request over p; false if there is no tag or no buffer for it.
+// sendPart frames and sends a part of a request over p; false if there is no tag or no buffer for it, or if its data cannot be read,
+// which fails the request.
 func (c *Core) sendPart(p *path, r *Request, from, sectors uint32, sends int) bool {
 	if !c.table.room() {
 		return false
@@ -134,14 +135,21 @@ func (c *Core) sendPart(p *path, r *Request, from, sectors uint32, sends int) bo
 	if e.slow() {
 		e.rto = max(e.rto, rtoSlow)
 	}
-	f.SetLen(c.build(f.Buf(), e))
+	length, err := c.build(f.Buf(), e)
+	if err != nil {
+		r.Err = ErrIO
+		f.Release()
+		c.table.remove(e)
+		return false
+	}
+	f.SetLen(length)
 	p.inflight++
 	c.transmit(e)
 	return true
 }
 
-// build writes the frame of an entry and returns its length.
-func (c *Core) build(b []byte, e *entry) int {
+// build writes the frame of an entry and returns its length. The error is that of a write's data.
+func (c *Core) build(b []byte, e *entry) (int, error) {
 	h := c.header(e.path, e.tag)
 	r := e.req
 	switch r.Op {
@@ -152,7 +160,7 @@ func (c *Core) build(b []byte, e *entry) int {
 			Flags: aoe.ATAExtended | aoe.ATAWrite, Feature: aoe.FeatureTrim, Sectors: 1, Command: aoe.ATADataSetManagement,
 		})
 		putTrim(b[aoe.ATALen:aoe.ATALen+aoe.SectorSize], e.lba(), e.sectors)
-		return aoe.ATALen + aoe.SectorSize
+		return aoe.ATALen + aoe.SectorSize, nil
 	case OpRead:
 		f := aoe.ATAFields{Flags: aoe.ATAExtended, Command: aoe.ATAReadExt, Sectors: uint8(e.sectors), LBA: e.lba()}
 		if !c.identity.lba48 {
@@ -168,10 +176,10 @@ func (c *Core) build(b []byte, e *entry) int {
 			f.Flags, f.Command, f.Device = aoe.ATAWrite, aoe.ATAWriteSectors, lbaMode
 		}
 		aoe.PutATA(b, &h, &f)
-		first := int(e.from) * aoe.SectorSize
-		return aoe.ATALen + copy(b[aoe.ATALen:], r.Data[first:first+int(e.sectors)*aoe.SectorSize])
+		length := aoe.ATALen + int(e.sectors)*aoe.SectorSize
+		return length, r.fetch(b[aoe.ATALen:length], e.from)
 	}
-	return aoe.Pad(b, aoe.ATALen)
+	return aoe.Pad(b, aoe.ATALen), nil
 }
 
 // lbaMode is the device register's high half for commands of 28 bits of LBA.

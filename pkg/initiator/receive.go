@@ -95,7 +95,10 @@ func (c *Core) succeed(e *entry, payload []byte) {
 	r := e.req
 	switch r.Op {
 	case OpRead:
-		copy(r.Data[int(e.from)*aoe.SectorSize:], payload)
+		if r.store(payload, e.from) != nil {
+			c.finish(e, ErrIO)
+			return
+		}
 	case OpWrite:
 		if !r.FUA {
 			c.acked++

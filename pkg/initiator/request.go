@@ -1,6 +1,11 @@
 package initiator
 
-import "strconv"
+import (
+	"io"
+	"strconv"
+
+	"github.com/aoe-csi/aoe-csi/pkg/aoe"
+)
 
 // Op is what a request asks for.
 type Op uint8
@@ -33,6 +38,12 @@ type Completer interface {
 	Complete(r *Request)
 }
 
+// Pages is data at offsets in bytes from a request's start.
+type Pages interface {
+	io.ReaderAt
+	io.WriterAt
+}
+
 // Request is one block request. The caller allocates it, may use it again after Complete, and leaves it alone between.
 type Request struct {
 	Op  Op
@@ -41,8 +52,11 @@ type Request struct {
 	// Sectors of 512 bytes: more than 0, except for a flush.
 	Sectors uint32
 	// Data is what a write sends or the space for what a read brings, at least Sectors·512 bytes, borrowed from Submit until
-	// Complete. Others leave it nil.
+	// Complete. Others leave it nil, and those with Pages.
 	Data []byte
+	// Pages holds that instead when it is not in this process's memory: each frame's part is read from it, or written to it,
+	// once, on the shard's thread. An error fails the request.
+	Pages Pages
 	// Done is told once, also if Submit found the request wrong.
 	Done Completer
 	// Err is the outcome: nil, or an error that matches one of this package's.
@@ -62,6 +76,33 @@ func (r *Request) units() uint32 {
 		return 1
 	}
 	return r.Sectors
+}
+
+// fits says whether there is room for what the request moves.
+func (r *Request) fits() bool {
+	return r.Op == OpTrim || r.Pages != nil || uint64(len(r.Data)) >= uint64(r.Sectors)*aoe.SectorSize
+}
+
+// fetch copies a part of a write's data, from that sector on, to b.
+func (r *Request) fetch(b []byte, sector uint32) error {
+	first := int(sector) * aoe.SectorSize
+	if r.Pages == nil {
+		copy(b, r.Data[first:])
+		return nil
+	}
+	_, err := r.Pages.ReadAt(b, int64(first))
+	return err
+}
+
+// store takes a part of a read's data, from that sector on.
+func (r *Request) store(b []byte, sector uint32) error {
+	first := int(sector) * aoe.SectorSize
+	if r.Pages == nil {
+		copy(r.Data[first:], b)
+		return nil
+	}
+	_, err := r.Pages.WriteAt(b, int64(first))
+	return err
 }
 
 // modifies says whether a late copy of one of the request's frames can change data.

@@ -1,11 +1,9 @@
 package nbd
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
-	"sync/atomic"
 	"time"
 
 	"github.com/mdlayher/genetlink"
@@ -46,81 +44,16 @@ const (
 	flagWriteZeroes = 1 << 6
 )
 
-// controlTimeout is far beyond what a healthy kernel needs, also on a slow machine.
-const controlTimeout = 15 * time.Second
-
-// forgiveEvery is how often a call that hangs is looked after.
-const forgiveEvery = 10 * time.Millisecond
-
-// errAbandoned: the call may still come back, and late will hear of it.
-var errAbandoned = fmt.Errorf("no answer from the kernel: %w", blockdev.ErrHung)
-
-// control runs the kernel's control calls. Each has a goroutine and a socket of its own: a call that hangs holds
-// a lock that every other call for the same device or, in the worst case, the whole driver needs, and must not take this
-// process with it. While one hangs, new ones are refused.
-type control struct {
-	hung    atomic.Int32
-	timeout time.Duration
-}
-
-// run calls f in a goroutine that ends when f does, and waits for it, but not for ever. When it stopped waiting, late
-// (if not nil) gets f's result, in that goroutine, whenever it comes.
-func (c *control) run(what string, f func() error, late func(error)) error {
-	return c.runFor(c.timeout, what, f, late)
-}
-
-// runFor is run for calls that can take long by their nature.
-func (c *control) runFor(timeout time.Duration, what string, f func() error, late func(error)) error {
-	if c.hung.Load() > 0 {
-		return fmt.Errorf("%s: an earlier call has not come back: %w", what, blockdev.ErrHung)
-	}
-	timer := time.NewTimer(timeout)
-	defer timer.Stop()
-	const (
-		running = iota
-		finished
-		abandoned
-	)
-	var state atomic.Int32
-	done := make(chan error, 1)
-	go func() {
-		err := f()
-		if state.CompareAndSwap(running, finished) {
-			done <- err
-			return
-		}
-		c.hung.Add(-1)
-		if late != nil {
-			late(err)
-		}
-	}()
-	select {
-	case err := <-done:
-		return err
-	case <-timer.C:
-	}
-	c.hung.Add(1)
-	if !state.CompareAndSwap(running, abandoned) {
-		c.hung.Add(-1)
-		return <-done
-	}
-	return fmt.Errorf("%s: %w", what, errAbandoned)
-}
+// control makes the driver's control calls. All of them share a lock, so they share a watchdog.
+type control struct{ blockdev.Watchdog }
 
 // call sends one message to the driver, with the answer, if any, thrown away.
 func (c *control) call(what string, command uint8, attributes []byte, late func(error)) error {
-	err := c.run(what, func() error { return execute(command, attributes) }, late)
+	err := c.Run(what, func() error { return execute(command, attributes) }, late)
 	if err != nil && !errors.Is(err, blockdev.ErrHung) {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	return err
-}
-
-// forgive waits for calls that hang to come back, but no longer than the time.
-func (c *control) forgive(ctx context.Context, wait time.Duration) {
-	for limit := time.Now().Add(wait); c.hung.Load() > 0 && ctx.Err() == nil && time.Now().Before(limit); {
-		time.Sleep(forgiveEvery)
-	}
 }
 
 func execute(command uint8, attributes []byte) error {

@@ -234,18 +234,21 @@ func TestRecoverWithoutADevice(t *testing.T) {
 
 // TestHungCall: a call that does not come back is given up, refuses others, and is forgiven when it comes back.
 func TestHungCall(t *testing.T) {
-	c := control{timeout: 20 * time.Millisecond}
+	c := control{blockdev.Watchdog{Timeout: 20 * time.Millisecond}}
 	release := make(chan struct{})
 	heard := make(chan error, 1)
-	err := c.run("hang", func() error { <-release; return syscall.EBUSY }, func(err error) { heard <- err })
-	if !errors.Is(err, blockdev.ErrHung) || !errors.Is(err, errAbandoned) {
+	err := c.Run("hang", func() error { <-release; return syscall.EBUSY }, func(err error) { heard <- err })
+	if !errors.Is(err, blockdev.ErrHung) || !errors.Is(err, blockdev.ErrAbandoned) {
 		t.Fatalf("hung call: %v", err)
 	}
-	if err := c.run("next", func() error { return nil }, nil); !errors.Is(err, blockdev.ErrHung) || errors.Is(err, errAbandoned) {
+	if err := c.Run("next", func() error { return nil }, nil); !errors.Is(err, blockdev.ErrHung) || errors.Is(err, blockdev.ErrAbandoned) {
 		t.Errorf("call beside a hung one: %v", err)
 	}
-	f := New()
-	f.control.hung.Store(1)
+	f := &Frontend{}
+	f.control.Timeout = time.Millisecond
+	if err := f.control.Run("hang", func() error { <-release; return nil }, nil); !errors.Is(err, blockdev.ErrAbandoned) {
+		t.Errorf("hung call: %v", err)
+	}
 	if err := f.Probe(t.Context()); !errors.Is(err, blockdev.ErrUnsupported) || !errors.Is(err, blockdev.ErrHung) {
 		t.Errorf("Probe beside a hung call: %v", err)
 	}
@@ -253,7 +256,7 @@ func TestHungCall(t *testing.T) {
 	if err := <-heard; !errors.Is(err, syscall.EBUSY) {
 		t.Errorf("late result: %v", err)
 	}
-	if err := c.run("after", func() error { return unix.EPERM }, nil); !errors.Is(err, unix.EPERM) {
+	if err := c.Run("after", func() error { return unix.EPERM }, nil); !errors.Is(err, unix.EPERM) {
 		t.Errorf("call after it came back: %v", err)
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strconv"
 	"sync"
 	"syscall"
@@ -20,8 +19,6 @@ const (
 	socketBytes = 2 << 20
 	// maxRequestKiB keeps requests well below regionBytes; large ones gain nothing, as a frame carries 8 KiB.
 	maxRequestKiB = 256
-	// nodeTimeout is how long devtmpfs may take to show a device that was made on demand.
-	nodeTimeout = 10 * time.Second
 	// hungPatience is how long Stop waits for a control call that hangs, of this or another device.
 	hungPatience = 3 * time.Second
 	// dropWindow is how long after RECONFIGURE the kernel may take to show that it did not want the socket.
@@ -160,7 +157,7 @@ func (d *device) handOver(what string, command uint8, attributes []byte, tooLate
 			tooLate()
 		}
 	})
-	if errors.Is(err, errAbandoned) {
+	if errors.Is(err, blockdev.ErrAbandoned) {
 		d.kernel = -1
 	}
 	return err
@@ -196,7 +193,7 @@ func (d *device) reconnect() error {
 func (d *device) settle(ctx context.Context) error {
 	number := d.state.Number
 	timeout := strconv.FormatInt(d.state.Params.ReplayAfter.Milliseconds(), 10)
-	err := d.f.control.run(fmt.Sprintf("set up the queue of nbd%d", number), func() error {
+	err := d.f.control.Run(fmt.Sprintf("set up the queue of nbd%d", number), func() error {
 		if err := d.f.sys.write(number, timeout, "queue", "io_timeout"); err != nil {
 			return err
 		}
@@ -208,26 +205,10 @@ func (d *device) settle(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("start nbd%d: %w", number, err)
 	}
-	return d.waitForNode(ctx)
-}
-
-// waitForNode waits until the device node can be seen.
-func (d *device) waitForNode(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, nodeTimeout)
-	defer cancel()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		_, err := os.Stat(d.path())
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("start %s: device node does not appear (is this the host's /dev?): %w", d.path(), err)
-		case <-tick.C:
-		}
+	if err := blockdev.WaitForNode(ctx, d.path()); err != nil {
+		return fmt.Errorf("start %s: %w", d.path(), err)
 	}
+	return nil
 }
 
 // Resize implements blockdev.Device. The kernel stops the queue for it, which lasts as long as the requests that are out: mu is not
@@ -245,11 +226,11 @@ func (d *device) Resize(ctx context.Context, bytes uint64) error {
 	if err != nil {
 		return err
 	}
-	timeout := d.f.control.timeout
+	timeout := blockdev.ControlTimeout
 	if deadline, ok := ctx.Deadline(); ok {
 		timeout = min(timeout, time.Until(deadline))
 	}
-	err = d.f.control.runFor(timeout, what, func() error { return d.f.reconfigure(attributes) }, func(err error) {
+	err = d.f.control.RunWithin(timeout, what, func() error { return d.f.reconfigure(attributes) }, func(err error) {
 		if err == nil {
 			d.resized(bytes)
 		}
@@ -272,7 +253,7 @@ func (d *device) resized(bytes uint64) {
 // own, and would wait for ever behind a request that the kernel is still trying to hand over. Before that a growth that hangs gets the
 // time to end: it waits for requests, which whoever stops a device has just given up.
 func (d *device) Stop(ctx context.Context) error {
-	d.f.control.forgive(ctx, hungPatience)
+	d.f.control.Forgive(ctx, hungPatience)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.stopped {

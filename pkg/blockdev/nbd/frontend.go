@@ -1,12 +1,10 @@
 package nbd
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -42,7 +40,7 @@ func New() *Frontend {
 	return &Frontend{
 		sys:      sysfs{root: "/sys/block"},
 		dev:      "/dev",
-		control:  control{timeout: controlTimeout},
+		control:  control{},
 		reserved: make(map[int]struct{}),
 
 		reconfigure: func(attributes []byte) error { return execute(genlReconfigure, attributes) },
@@ -54,13 +52,13 @@ func (f *Frontend) Name() string { return "nbd" }
 
 // Probe implements blockdev.Frontend. It loads the kernel module when it is missing and that is possible.
 func (f *Frontend) Probe(ctx context.Context) error {
-	if f.control.hung.Load() > 0 {
+	if f.control.Hangs() {
 		return fmt.Errorf("nbd: %w: a control call has not come back: %w", blockdev.ErrUnsupported, blockdev.ErrHung)
 	}
 	if err := capable(); err != nil {
 		return fmt.Errorf("nbd: %w: %w", blockdev.ErrUnsupported, err)
 	}
-	if err := f.loadModule(ctx); err != nil {
+	if err := blockdev.LoadModule(ctx, familyName); err != nil {
 		return fmt.Errorf("nbd: %w: %w", blockdev.ErrUnsupported, err)
 	}
 	// Asking for the state of all devices takes the lock that a hung call would hold.
@@ -115,52 +113,20 @@ func (f *Frontend) path(number int) string { return filepath.Join(f.dev, fmt.Spr
 
 // capable checks what can be told without the driver: rights, and a kernel that knows identifiers (5.14).
 func capable() error {
-	var name unix.Utsname
-	if err := unix.Uname(&name); err != nil {
-		return fmt.Errorf("uname: %w", err)
-	}
-	var major, minor int
-	release := unix.ByteSliceToString(name.Release[:])
-	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
-		return fmt.Errorf("kernel release %q: %w", release, err)
-	}
-	if major < 5 || major == 5 && minor < 14 {
-		return fmt.Errorf("linux %s cannot tell whose device is whose; 5.14 or later can", release)
-	}
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	if err := unix.Capget(&header, &data[0]); err != nil {
-		return fmt.Errorf("capget: %w", err)
-	}
-	if data[0].Effective&(1<<unix.CAP_SYS_ADMIN) == 0 {
-		return errors.New("no CAP_SYS_ADMIN")
-	}
-	uids, err := os.ReadFile("/proc/self/uid_map")
+	release, v, err := blockdev.KernelVersion()
 	if err != nil {
 		return err
 	}
-	if fields := strings.Fields(string(uids)); len(fields) != 3 || fields[0] != "0" || fields[2] != "4294967295" {
-		return errors.New("the driver wants CAP_SYS_ADMIN in the initial user namespace, and this is another")
+	if v[0] < 5 || v[0] == 5 && v[1] < 14 {
+		return fmt.Errorf("linux %s cannot tell whose device is whose; 5.14 or later can", release)
 	}
-	return nil
-}
-
-func (f *Frontend) loadModule(ctx context.Context) error {
-	if _, err := os.Stat("/sys/module/nbd"); err == nil {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, controlTimeout)
-	defer cancel()
-	if out, err := exec.CommandContext(ctx, "modprobe", familyName).CombinedOutput(); err != nil {
-		return fmt.Errorf("kernel module nbd is not loaded, and modprobe nbd says: %w: %.200s", err, bytes.TrimSpace(out))
-	}
-	return nil
+	return blockdev.CheckRights()
 }
 
 // Create implements blockdev.Frontend.
 func (f *Frontend) Create(_ context.Context, p blockdev.Params) (blockdev.Device, error) {
-	if err := validate(p); err != nil {
-		return nil, err
+	if err := p.Check(); err != nil {
+		return nil, fmt.Errorf("nbd: %w", err)
 	}
 	withDefaults(&p)
 	number, err := f.reserve()
@@ -253,18 +219,6 @@ func (f *Frontend) unreserve(number int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.reserved, number)
-}
-
-func validate(p blockdev.Params) error {
-	switch {
-	case p.ID == "":
-		return errors.New("nbd: a device needs an identifier")
-	case p.LogicalBlock < 512 || p.LogicalBlock > 4096 || p.LogicalBlock&(p.LogicalBlock-1) != 0:
-		return fmt.Errorf("nbd: logical block of %d bytes: must be a power of two from 512 to 4096", p.LogicalBlock)
-	case p.SizeBytes == 0 || p.SizeBytes%uint64(p.LogicalBlock) != 0:
-		return fmt.Errorf("nbd: size of %d bytes is not a multiple of %d", p.SizeBytes, p.LogicalBlock)
-	}
-	return nil
 }
 
 func withDefaults(p *blockdev.Params) {

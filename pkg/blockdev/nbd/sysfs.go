@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"github.com/aoe-csi/aoe-csi/pkg/blockdev"
 )
 
 // sysfs reads the driver's state below /sys/block.
@@ -78,7 +80,7 @@ func (s sysfs) bytes(number int) (uint64, error) {
 	return sectors * 512, err
 }
 
-// idle says whether no request is out: the attribute inflight has one number for reads and one for everything else.
+// idle says whether no request is out.
 func (s sysfs) idle(number int) (bool, error) {
 	text, err := s.read(number, "inflight")
 	if errors.Is(err, fs.ErrNotExist) {
@@ -87,12 +89,7 @@ func (s sysfs) idle(number int) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	for _, field := range strings.Fields(text) {
-		if field != "0" {
-			return false, nil
-		}
-	}
-	return true, nil
+	return blockdev.IsIdle(text), nil
 }
 
 // find returns the number of the connected device with this identifier, looking at the likely one first; −1 when

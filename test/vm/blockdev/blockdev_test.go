@@ -1,7 +1,7 @@
 //go:build vm
 
-// Package nbd runs the NBD front end against a real kernel, with memory as the disk.
-package nbd
+// Package blockdev runs the front ends against a real kernel, with memory as the disk.
+package blockdev
 
 import (
 	"bytes"
@@ -20,6 +20,7 @@ import (
 
 	"github.com/aoe-csi/aoe-csi/pkg/blockdev"
 	"github.com/aoe-csi/aoe-csi/pkg/blockdev/nbd"
+	"github.com/aoe-csi/aoe-csi/pkg/blockdev/ublk"
 )
 
 const size = 64 << 20
@@ -29,8 +30,18 @@ func params(id string) blockdev.Params {
 		DeadTimeout: time.Minute, ReplayAfter: time.Second}
 }
 
+// each runs a test with every front end; fresh returns a new one, as another process would have it.
+func each(t *testing.T, test func(t *testing.T, fresh func() blockdev.Frontend)) {
+	for _, fresh := range []func() blockdev.Frontend{
+		func() blockdev.Frontend { return nbd.New() },
+		func() blockdev.Frontend { return ublk.New() },
+	} {
+		t.Run(fresh().Name(), func(t *testing.T) { test(t, fresh) })
+	}
+}
+
 // start makes a device and its server; both end with the test.
-func start(t *testing.T, f *nbd.Frontend, d *disk, p blockdev.Params) (blockdev.Device, *server) {
+func start(t *testing.T, f blockdev.Frontend, d *disk, p blockdev.Params) (blockdev.Device, *server) {
 	t.Helper()
 	dev, err := f.Create(context.Background(), p)
 	if err != nil {
@@ -71,16 +82,31 @@ func attribute(t *testing.T, dev blockdev.Device, elem ...string) string {
 }
 
 func TestProbe(t *testing.T) {
-	if err := nbd.New().Probe(context.Background()); err != nil {
+	each(t, testProbe)
+}
+
+func testProbe(t *testing.T, fresh func() blockdev.Frontend) {
+	if err := fresh().Probe(context.Background()); err != nil {
 		t.Fatal(err)
 	}
 }
 
 func TestVerifiedLoad(t *testing.T) {
+	each(t, testVerifiedLoad)
+}
+
+func testVerifiedLoad(t *testing.T, fresh func() blockdev.Frontend) {
 	d := &disk{mem: make([]byte, size)}
-	dev, _ := start(t, nbd.New(), d, params("load@1"))
-	for attr, want := range map[string]string{"backend": "load@1", "queue/io_timeout": "1000", "queue/max_sectors_kb": "256",
-		"queue/logical_block_size": "512", "queue/write_cache": "write back", "queue/fua": "1", "size": fmt.Sprint(size / 512)} {
+	dev, _ := start(t, fresh(), d, params("load@1"))
+	wanted := map[string]string{"queue/io_timeout": "1000", "queue/max_sectors_kb": "256", "queue/logical_block_size": "512",
+		"queue/physical_block_size": "512", "queue/rotational": "0", "queue/write_cache": "write back", "queue/fua": "1",
+		"size": fmt.Sprint(size / 512)}
+	if dev.State().Frontend == "nbd" {
+		wanted["backend"] = "load@1"
+	} else {
+		wanted["queue/scheduler"], wanted["queue/nr_requests"] = "[none] mq-deadline", "128"
+	}
+	for attr, want := range wanted {
 		if got := attribute(t, dev, attr); got != want {
 			t.Errorf("%s is %q, want %q", attr, got, want)
 		}
@@ -97,8 +123,12 @@ func TestVerifiedLoad(t *testing.T) {
 }
 
 func TestFileSystem(t *testing.T) {
+	each(t, testFileSystem)
+}
+
+func testFileSystem(t *testing.T, fresh func() blockdev.Frontend) {
 	d := &disk{mem: make([]byte, size)}
-	dev, _ := start(t, nbd.New(), d, params("fs@1"))
+	dev, _ := start(t, fresh(), d, params("fs@1"))
 	run(t, "mkfs.ext4", "-q", dev.Path())
 	dir := t.TempDir()
 	run(t, "mount", "-o", "discard", dev.Path(), dir)
@@ -124,9 +154,13 @@ func TestFileSystem(t *testing.T) {
 }
 
 func TestReadOnly(t *testing.T) {
+	each(t, testReadOnly)
+}
+
+func testReadOnly(t *testing.T, fresh func() blockdev.Frontend) {
 	p := params("ro@1")
 	p.ReadOnly = true
-	dev, _ := start(t, nbd.New(), &disk{mem: make([]byte, size)}, p)
+	dev, _ := start(t, fresh(), &disk{mem: make([]byte, size)}, p)
 	if got := attribute(t, dev, "ro"); got != "1" {
 		t.Errorf("ro is %q", got)
 	}
@@ -141,8 +175,12 @@ func TestReadOnly(t *testing.T) {
 }
 
 func TestResizeWhileOpen(t *testing.T) {
+	each(t, testResizeWhileOpen)
+}
+
+func testResizeWhileOpen(t *testing.T, fresh func() blockdev.Frontend) {
 	d := &disk{mem: make([]byte, 2*size)}
-	dev, _ := start(t, nbd.New(), d, params("grow@1"))
+	dev, _ := start(t, fresh(), d, params("grow@1"))
 	f, err := os.OpenFile(dev.Path(), os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -160,7 +198,11 @@ func TestResizeWhileOpen(t *testing.T) {
 }
 
 func TestNumbersAreSharedWithOthers(t *testing.T) {
-	one, two := nbd.New(), nbd.New() // two processes, as far as they know
+	each(t, testNumbersAreSharedWithOthers)
+}
+
+func testNumbersAreSharedWithOthers(t *testing.T, fresh func() blockdev.Frontend) {
+	one, two := fresh(), fresh() // two processes, as far as they know
 	a, err := one.Create(context.Background(), params("a@1"))
 	if err != nil {
 		t.Fatal(err)
@@ -187,8 +229,8 @@ func TestNumbersAreSharedWithOthers(t *testing.T) {
 	if a.State().Number == wanted {
 		t.Error("State does not tell the number in use")
 	}
-	if got := attribute(t, a, "backend"); got != "a@1" {
-		t.Errorf("backend of %s is %q", a.Path(), got)
+	if exists, err := fresh().Exists(a.State()); err != nil || !exists {
+		t.Errorf("Exists: %v, %v", exists, err)
 	}
 	if err := a.Stop(context.Background()); err != nil {
 		t.Fatal(err)
@@ -200,7 +242,11 @@ func TestNumbersAreSharedWithOthers(t *testing.T) {
 }
 
 func TestStopWithRequestsOutstanding(t *testing.T) {
-	f := nbd.New()
+	each(t, testStopWithRequestsOutstanding)
+}
+
+func testStopWithRequestsOutstanding(t *testing.T, fresh func() blockdev.Frontend) {
+	f := fresh()
 	d := &disk{mem: make([]byte, size), mute: true}
 	dev, err := f.Create(context.Background(), params("stop@1"))
 	if err != nil {
@@ -233,6 +279,8 @@ func TestStopWithRequestsOutstanding(t *testing.T) {
 		time.Sleep(10 * time.Millisecond)
 	}
 	begin := time.Now()
+	d.fail() // the kernel may wait for what it handed out
+	s.nudge()
 	if err := dev.Stop(context.Background()); err != nil {
 		t.Fatal(err)
 	}
@@ -254,7 +302,11 @@ func TestStopWithRequestsOutstanding(t *testing.T) {
 
 // TestRecover lets the server die with requests taken and unanswered; a new one must get all of them.
 func TestRecover(t *testing.T) {
-	f := nbd.New()
+	each(t, testRecover)
+}
+
+func testRecover(t *testing.T, fresh func() blockdev.Frontend) {
+	f := fresh()
 	d := &disk{mem: make([]byte, size)}
 	dev, err := f.Create(context.Background(), params("recover@1"))
 	if err != nil {
@@ -284,7 +336,7 @@ func TestRecover(t *testing.T) {
 	}
 
 	d.setMute(false)
-	f = nbd.New()
+	f = fresh()
 	state := dev.State()
 	if exists, err := f.Exists(state); err != nil || !exists {
 		t.Fatalf("Exists: %v, %v", exists, err)
@@ -311,7 +363,7 @@ func TestRecover(t *testing.T) {
 }
 
 // recovered recovers as often as the kernel says that the old server is not gone yet.
-func recovered(t *testing.T, f *nbd.Frontend, d *disk, state blockdev.State) (blockdev.Device, *server) {
+func recovered(t *testing.T, f blockdev.Frontend, d *disk, state blockdev.State) (blockdev.Device, *server) {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); ; {
 		dev, err := f.Recover(context.Background(), state)
@@ -336,7 +388,11 @@ func recovered(t *testing.T, f *nbd.Frontend, d *disk, state blockdev.State) (bl
 
 // TestRecoverNoticesALivingServer: the kernel says "done" and drops the second server's socket.
 func TestRecoverNoticesALivingServer(t *testing.T) {
-	f := nbd.New()
+	each(t, testRecoverNoticesALivingServer)
+}
+
+func testRecoverNoticesALivingServer(t *testing.T, fresh func() blockdev.Frontend) {
+	f := fresh()
 	d := &disk{mem: make([]byte, size)}
 	first, _ := start(t, f, d, params("living@1"))
 	second, err := f.Recover(context.Background(), first.State())
@@ -355,7 +411,11 @@ func TestRecoverNoticesALivingServer(t *testing.T) {
 }
 
 func TestRemoveWithoutAServer(t *testing.T) {
-	f := nbd.New()
+	each(t, testRemoveWithoutAServer)
+}
+
+func testRemoveWithoutAServer(t *testing.T, fresh func() blockdev.Frontend) {
+	f := fresh()
 	dev, err := f.Create(context.Background(), params("orphan@1"))
 	if err != nil {
 		t.Fatal(err)

@@ -1,12 +1,13 @@
 //go:build vm
 
-package nbd
+package blockdev
 
 import (
 	"errors"
 	"io"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -21,6 +22,7 @@ type disk struct {
 
 	mu      sync.Mutex
 	mute    bool // take requests, answer none
+	broken  bool // answer all with EIO
 	flushes int
 	fuas    int
 	trims   int
@@ -31,9 +33,11 @@ type server struct {
 	t    *testing.T
 	disk *disk
 	q    blockdev.Queue
-	wake int // eventfd: end
-	end  chan struct{}
-	held []*blockdev.Request // taken while mute
+	wake int           // eventfd
+	end  chan struct{} // closed when the loop has ended
+
+	ending atomic.Bool
+	held   []*blockdev.Request // taken while mute
 }
 
 // serve starts the loop; it ends when the kernel's end is gone, or with stop.
@@ -50,10 +54,16 @@ func serve(t *testing.T, d *disk, q blockdev.Queue) *server {
 
 // stop ends the loop.
 func (s *server) stop() {
+	s.ending.Store(true)
+	s.nudge()
+	<-s.end
+}
+
+// nudge has the loop look whether it has to end, and whether the disk speaks again.
+func (s *server) nudge() {
 	if _, err := unix.Write(s.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}); err != nil {
 		s.t.Errorf("wake: %v", err)
 	}
-	<-s.end
 }
 
 func (s *server) loop() {
@@ -61,13 +71,17 @@ func (s *server) loop() {
 	defer close(s.end)
 	fds := []unix.PollFd{{Fd: int32(s.q.FD()), Events: unix.POLLIN}, {Fd: int32(s.wake), Events: unix.POLLIN}}
 	var requests []*blockdev.Request
+	if _, err := s.q.Flush(); err != nil { // the queue learns which thread is its own
+		s.t.Errorf("first flush: %v", err)
+	}
 	for {
 		if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {
 			s.t.Errorf("poll: %v", err)
 			return
 		}
 		var b [8]byte
-		if n, _ := unix.Read(s.wake, b[:]); n == 8 {
+		_, _ = unix.Read(s.wake, b[:]) // EAGAIN: it was not that
+		if s.ending.Load() {
 			return
 		}
 		requests = append(requests[:0], s.release()...)
@@ -122,12 +136,12 @@ func (s *server) answer(r *blockdev.Request) {
 	var errno syscall.Errno
 	switch r.Op {
 	case blockdev.OpRead, blockdev.OpWrite:
-		if r.Offset+uint64(r.Length) > uint64(len(d.mem)) {
+		if d.broken || r.Offset+uint64(r.Length) > uint64(len(d.mem)) {
 			errno = syscall.EIO
 		} else if r.Op == blockdev.OpRead {
-			copy(r.Data, d.mem[r.Offset:])
+			errno = d.load(r)
 		} else {
-			copy(d.mem[r.Offset:], r.Data)
+			errno = d.store(r)
 		}
 		if r.FUA {
 			d.fuas++
@@ -147,8 +161,55 @@ func (d *disk) isMute() bool {
 	return d.mute
 }
 
+// fail has the disk answer again, with errors.
+func (d *disk) fail() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.mute, d.broken = false, true
+}
+
 func (d *disk) setMute(mute bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.mute = mute
+}
+
+// load answers a read; large ones in two parts where the kernel holds the data.
+func (d *disk) load(r *blockdev.Request) syscall.Errno {
+	data := d.mem[r.Offset:][:r.Length]
+	if r.Pages == nil {
+		copy(r.Data, data)
+		return 0
+	}
+	half := len(data) / 2 &^ 511
+	_, err := r.Pages.WriteAt(data[half:], int64(half))
+	if err == nil && half > 0 {
+		_, err = r.Pages.WriteAt(data[:half], 0)
+	}
+	return errnoOf(err)
+}
+
+// store answers a write.
+func (d *disk) store(r *blockdev.Request) syscall.Errno {
+	data := d.mem[r.Offset:][:r.Length]
+	if r.Pages == nil {
+		copy(data, r.Data)
+		return 0
+	}
+	half := len(data) / 2 &^ 511
+	_, err := r.Pages.ReadAt(data[half:], int64(half))
+	if err == nil && half > 0 {
+		_, err = r.Pages.ReadAt(data[:half], 0)
+	}
+	return errnoOf(err)
+}
+
+func errnoOf(err error) syscall.Errno {
+	var errno syscall.Errno
+	switch {
+	case err == nil:
+	case !errors.As(err, &errno):
+		errno = syscall.EIO
+	}
+	return errno
 }
