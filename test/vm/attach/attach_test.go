@@ -102,7 +102,7 @@ func TestErrorsSayWhat(t *testing.T) {
 	mustFail(t, i, "no answer", "attach", "e7.9", "--timeout", "1s")
 	mustFail(t, i, "another volume", "attach", "e7.2", "--generation", "cdefghijklmnopqr")
 	mustFail(t, i, "no answer", "attach", "e7.1", "--generation", "abcdefghijklmnop", "--timeout", "2s")
-	mustFail(t, i, "ublk", "attach", "e7.2", "--frontend", "ublk")
+	mustFail(t, i, "scsi", "attach", "e7.2", "--frontend", "scsi")
 	if list := stat(t, i); len(list) != 0 {
 		t.Errorf("failed attachments left %+v", list)
 	}
@@ -241,7 +241,7 @@ func TestMoreThanMemory(t *testing.T) {
 	l := lab.New(t)
 	target, i := l.Host("t").Target(7), l.Host("a").Initiator()
 	target.MustLun("create", "e7.1", "--size", "128Mi", "--access", "open")
-	dev := i.Attach("e7.1")
+	dev := i.Attach("e7.1", "--frontend", "nbd")
 	out, err := l.TryFor(4*time.Minute, "fio", "--name=large", "--filename="+dev, "--ioengine=libaio", "--direct=1", "--rw=randwrite",
 		"--bsrange=512-1m", "--blockalign=4k", "--iodepth=96", "--size=96m", "--verify=crc32c", "--verify_backlog=64", "--verify_fatal=1")
 	if err != nil {
@@ -255,14 +255,14 @@ func TestDisconnectedByOthers(t *testing.T) {
 	l := lab.New(t)
 	target, i := l.Host("t").Target(7), l.Host("a").Initiator()
 	target.MustLun("create", "e7.1", "--size", "16Mi", "--access", "open")
-	l.Run("nbd-client", "-d", i.Attach("e7.1"))
+	l.Run("nbd-client", "-d", i.Attach("e7.1", "--frontend", "nbd"))
 	l.Eventually(10*time.Second, "state failed", func() error {
 		if list := stat(t, i); len(list) != 1 || list[0].State != "failed" {
 			return fmt.Errorf("%+v", list)
 		}
 		return nil
 	})
-	dev := i.Attach("e7.1")
+	dev := i.Attach("e7.1", "--frontend", "nbd")
 	l.Run("dd", "if="+dev, "of=/dev/null", "bs=1M", "iflag=direct")
 	if list := stat(t, i); len(list) != 1 || list[0].State != "live" {
 		t.Errorf("attached again: %+v", list)
