@@ -157,6 +157,9 @@ func nodeFindings(node *initiatorv1.GetNodeResponse) []finding {
 	return findings
 }
 
+// stuckAfter is how long coming and going may take before it is worth a word.
+const stuckAfter = 30 * time.Second
+
 // attachments are those that do not work as they should.
 func (d *doctor) attachments(ctx context.Context, client initiatorv1.InitiatorClient) []finding {
 	list, err := client.List(ctx, &initiatorv1.ListRequest{})
@@ -170,6 +173,9 @@ func (d *doctor) attachments(ctx context.Context, client initiatorv1.InitiatorCl
 		todo := "bring its target back, then it goes on; `aoe-csi discover " + targetName(a.GetTarget()) + "` shows who answers"
 		if a.GetState() == "failed" {
 			todo = "unmount and detach it; check its data before it is used again"
+		}
+		if (a.GetState() == "attaching" || a.GetState() == "detaching") && since < stuckAfter {
+			continue
 		}
 		if a.GetState() != "live" {
 			findings = append(findings, problem(object, todo, "%s is %s for %v: %s", orDash(a.GetDevice()), a.GetState(), since, orDash(a.GetMessage())))

@@ -135,7 +135,9 @@ func examined(t *testing.T, s *sickInitiator, input string, d doctor) (string, e
 }
 
 func TestDoctorFindsNothing(t *testing.T) {
-	out, err := examined(t, healthy(), "", doctor{})
+	s := healthy()
+	s.attachments = append(s.attachments, &initiatorv1.Attachment{VolumeId: "w", State: "attaching", Since: timestamppb.Now()})
+	out, err := examined(t, s, "", doctor{})
 	if err != nil || strings.Contains(out, levelProblem) || strings.Contains(out, "two volumes") {
 		t.Errorf("%v\n%s", err, out)
 	}
@@ -157,6 +159,9 @@ func TestDoctorFinds(t *testing.T) {
 		{"interface down", func(s *sickInitiator) { s.node.Interfaces[0].Up = false }, levelProblem, []string{"interface eth1", "down"}, false},
 		{"stalled", func(s *sickInitiator) { s.attachments[0].State, s.attachments[0].Message = "stalled", "no answer" },
 			levelProblem, []string{"volume v", "stalled", "no answer"}, false},
+		{"stuck", func(s *sickInitiator) {
+			s.attachments[0].State, s.attachments[0].Since = "detaching", timestamppb.New(time.Now().Add(-time.Hour))
+		}, levelProblem, []string{"volume v", "detaching", "1h0m"}, false},
 		{"path down", func(s *sickInitiator) { s.attachments[0].Paths[0].State = "down" }, levelProblem, []string{"path eth1", "down"}, false},
 		{"left over", func(s *sickInitiator) {
 			s.findings = []*initiatorv1.Finding{{Object: "device /dev/nbd3", What: "nobody's", Todo: "do it", Fixable: true}}

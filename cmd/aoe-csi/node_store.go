@@ -48,7 +48,7 @@ func openNodeStore(store, kubeconfig, nodeID string) (nodes volume.Nodes, record
 
 // eventRecorder writes Kubernetes events. They are sent in the background, as long as ctx lasts.
 type eventRecorder struct {
-	ctx     context.Context //nolint:containedctx // what a recorder does in the background is nobody's call
+	ctx     context.Context // of what it does in the background, which is nobody's call
 	events  record.EventRecorder
 	store   volume.Store
 	volumes provision.Recorder

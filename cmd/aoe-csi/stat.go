@@ -70,10 +70,10 @@ func printAttachments(out io.Writer, list *initiatorv1.ListResponse, wide bool) 
 			a.GetState(), describePaths(a.GetPaths(), wide), yesNo(a.GetSession()), orDash(a.GetFrontend())}
 		if wide {
 			s := a.GetStatistics()
-			row = append(row, orDash(a.GetFrontendReason()), time.Since(a.GetSince().AsTime()).Round(time.Second).String(),
+			row = append(row, orDash(printable(a.GetFrontendReason())), time.Since(a.GetSince().AsTime()).Round(time.Second).String(),
 				humanBytes(s.GetReadBytes()), humanBytes(s.GetWriteBytes()), fmt.Sprint(s.GetOutstanding()),
 				fmt.Sprint(s.GetRetransmits()), fmt.Sprintf("%d/%d", s.GetPoolFrames(), s.GetPoolCeiling()),
-				orDash(a.GetModel()), orDash(a.GetMessage()))
+				orDash(printable(a.GetModel())), orDash(printable(a.GetMessage())))
 		}
 		fmt.Fprintln(w, strings.Join(row, "\t"))
 	}
@@ -85,7 +85,7 @@ func printAttachments(out io.Writer, list *initiatorv1.ListResponse, wide bool) 
 func printLeftovers(ctx context.Context, out io.Writer, client initiatorv1.InitiatorClient) error {
 	examined, err := client.Examine(ctx, &initiatorv1.ExamineRequest{})
 	if err != nil {
-		return nil //nolint:nilerr // see above
+		return nil // see above
 	}
 	for _, f := range examined.GetFindings() {
 		if _, err := fmt.Fprintf(out, "%s: %s; %s\n", printable(f.GetObject()), printable(f.GetWhat()), printable(f.GetTodo())); err != nil {
