@@ -158,7 +158,7 @@ func runController(ctx context.Context, opt controllerOptions) error {
 	config.Store = store
 	service := provision.NewService(config)
 	if opt.inCluster() {
-		group.Go(func() error { cluster.background(ctx, opt, service); return nil })
+		group.Go(func() error { cluster.background(ctx, opt, service, config.Recorder); return nil })
 	} else {
 		group.Go(func() error { service.RunRepair(ctx, repairRound); return nil })
 	}

@@ -91,10 +91,10 @@ func (c *clusterAccess) recorder(ctx context.Context, group *errgroup.Group) pro
 // background runs, until ctx ends, the loops that one controller at a time runs: the status
 // of volumes, and repairs. A controller that loses its lease goes on serving CSI, where
 // the store sees to it that nothing is decided twice, and stands for election again.
-func (c *clusterAccess) background(ctx context.Context, opt controllerOptions, service *provision.Service) {
+func (c *clusterAccess) background(ctx context.Context, opt controllerOptions, service *provision.Service, recorder provision.Recorder) {
 	ctrl.SetLogger(klog.Background())
 	for ctx.Err() == nil {
-		if err := c.lead(ctx, opt, service); err != nil && ctx.Err() == nil {
+		if err := c.lead(ctx, opt, service, recorder); err != nil && ctx.Err() == nil {
 			klog.FromContext(ctx).Error(err, "Background loops ended, they are started again", "pause", leadPause)
 		}
 		select {
@@ -105,7 +105,7 @@ func (c *clusterAccess) background(ctx context.Context, opt controllerOptions, s
 }
 
 // lead waits to be elected and runs the loops until the lease is lost or ctx ends.
-func (c *clusterAccess) lead(ctx context.Context, opt controllerOptions, service *provision.Service) error {
+func (c *clusterAccess) lead(ctx context.Context, opt controllerOptions, service *provision.Service, recorder provision.Recorder) error {
 	lease, renew, retry := leaseDuration, leaseRenew, leaseRetry
 	sameName := true
 	mgr, err := ctrl.NewManager(c.config, ctrl.Options{
@@ -123,7 +123,7 @@ func (c *clusterAccess) lead(ctx context.Context, opt controllerOptions, service
 	if err != nil {
 		return err
 	}
-	if err := provision.AddStatusLoop(mgr); err != nil {
+	if err := provision.AddStatusLoop(mgr, recorder); err != nil {
 		return err
 	}
 	err = mgr.Add(manager.RunnableFunc(func(ctx context.Context) error {

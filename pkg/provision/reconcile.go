@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -18,12 +19,13 @@ import (
 // StatusLoop copies what nodes report into the AoEVolumes, for people. Nothing is decided
 // on what it writes.
 type StatusLoop struct {
-	client client.Client // may read from a cache
+	client   client.Client // may read from a cache
+	recorder Recorder
 }
 
 // AddStatusLoop makes the manager run the loop, on the elected leader only.
-func AddStatusLoop(mgr ctrl.Manager) error {
-	loop := &StatusLoop{client: mgr.GetClient()}
+func AddStatusLoop(mgr ctrl.Manager, recorder Recorder) error {
+	loop := NewStatusLoop(mgr.GetClient(), recorder)
 	err := ctrl.NewControllerManagedBy(mgr).
 		Named("aoevolume-status").
 		For(&v1alpha1.AoEVolume{}).
@@ -36,7 +38,9 @@ func AddStatusLoop(mgr ctrl.Manager) error {
 }
 
 // NewStatusLoop returns a loop that is driven by hand.
-func NewStatusLoop(c client.Client) *StatusLoop { return &StatusLoop{client: c} }
+func NewStatusLoop(c client.Client, recorder Recorder) *StatusLoop {
+	return &StatusLoop{client: c, recorder: recorder}
+}
 
 // Reconcile implements reconcile.Reconciler.
 func (l *StatusLoop) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
@@ -54,8 +58,35 @@ func (l *StatusLoop) Reconcile(ctx context.Context, req reconcile.Request) (reco
 		return reconcile.Result{}, nil
 	}
 	// A patch of what changed here: phase and admissions, which the service writes, are not touched.
-	err := l.client.Status().Patch(ctx, &vol, client.MergeFrom(before))
-	return reconcile.Result{}, client.IgnoreNotFound(err)
+	if err := l.client.Status().Patch(ctx, &vol, client.MergeFrom(before)); err != nil {
+		return reconcile.Result{}, client.IgnoreNotFound(err)
+	}
+	l.tell(before, &vol)
+	return reconcile.Result{}, nil
+}
+
+// tell makes events of a volume's I/O that waits, fails or goes on again.
+func (l *StatusLoop) tell(before, now *v1alpha1.AoEVolume) {
+	was := meta.FindStatusCondition(before.Status.Conditions, v1alpha1.ConditionHealthy)
+	is := meta.FindStatusCondition(now.Status.Conditions, v1alpha1.ConditionHealthy)
+	if is == nil || was != nil && was.Reason == is.Reason {
+		return
+	}
+	rec, err := recordOf(now)
+	if err != nil {
+		return // the service tells of a record that it cannot read
+	}
+	ill := was != nil && (was.Reason == reasonFailed || was.Reason == reasonStalled)
+	switch is.Reason {
+	case reasonFailed:
+		l.recorder.Event(rec, EventWarning, "VolumeFailed", "I/O fails: "+is.Message)
+	case reasonStalled:
+		l.recorder.Event(rec, EventWarning, "VolumeStalled", "I/O waits: "+is.Message)
+	case reasonLive:
+		if ill {
+			l.recorder.Event(rec, EventNormal, "VolumeRecovered", "I/O goes on: "+is.Message)
+		}
+	}
 }
 
 // volumesOf returns the volumes that a node's report may concern.

@@ -114,12 +114,19 @@ func attached(vol *v1alpha1.AoEVolume) metav1.Condition {
 	return condition(kind, metav1.ConditionTrue, "Device", "%s", strings.Join(parts, "; "))
 }
 
+// Reasons of the condition Healthy that people are told of.
+const (
+	reasonLive    = "Live"
+	reasonStalled = "Stalled"
+	reasonFailed  = "Failed"
+)
+
 func healthy(vol *v1alpha1.AoEVolume) metav1.Condition {
 	const kind = v1alpha1.ConditionHealthy
 	if len(vol.Status.Attachments) == 0 {
 		return condition(kind, metav1.ConditionUnknown, "NotAttached", "nobody uses it")
 	}
-	status, reason := metav1.ConditionTrue, "Live"
+	status, reason := metav1.ConditionTrue, reasonLive
 	var parts []string
 	for i := range vol.Status.Attachments {
 		a := &vol.Status.Attachments[i]
@@ -131,9 +138,9 @@ func healthy(vol *v1alpha1.AoEVolume) metav1.Condition {
 		switch a.State {
 		case "live":
 		case "failed":
-			status, reason = metav1.ConditionFalse, "Failed"
+			status, reason = metav1.ConditionFalse, reasonFailed
 		default:
-			if reason != "Failed" {
+			if reason != reasonFailed {
 				status, reason = metav1.ConditionFalse, reasonOf(a.State)
 			}
 		}
@@ -145,7 +152,7 @@ func healthy(vol *v1alpha1.AoEVolume) metav1.Condition {
 func reasonOf(state string) string {
 	switch state {
 	case "stalled":
-		return "Stalled"
+		return reasonStalled
 	case "attaching":
 		return "Attaching"
 	case "detaching":

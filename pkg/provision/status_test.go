@@ -2,6 +2,7 @@ package provision_test
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -22,10 +23,11 @@ import (
 )
 
 // observe runs the status loop once and returns the volume.
-func observe(t *testing.T, c client.Client, name string) *v1alpha1.AoEVolume {
+func observe(t *testing.T, c client.Client, name string, told ...*events) *v1alpha1.AoEVolume {
 	t.Helper()
 	key := client.ObjectKey{Name: name}
-	if _, err := provision.NewStatusLoop(c).Reconcile(context.Background(), reconcile.Request{NamespacedName: key}); err != nil {
+	told = append(told, &events{})
+	if _, err := provision.NewStatusLoop(c, told[0]).Reconcile(context.Background(), reconcile.Request{NamespacedName: key}); err != nil {
 		t.Fatal(err)
 	}
 	var vol v1alpha1.AoEVolume
@@ -33,6 +35,13 @@ func observe(t *testing.T, c client.Client, name string) *v1alpha1.AoEVolume {
 		t.Fatal(err)
 	}
 	return &vol
+}
+
+// events are those that were told, without their text.
+type events []string
+
+func (e *events) Event(_ *volume.Record, kind provision.EventType, reason, _ string) {
+	*e = append(*e, string(kind)+" "+reason)
 }
 
 func wantCondition(t *testing.T, vol *v1alpha1.AoEVolume, kind string, status metav1.ConditionStatus, reason, text string) {
@@ -113,10 +122,24 @@ func TestStatusFollowsTheVolume(t *testing.T) {
 		t.Error("written although nothing changed")
 	}
 
+	var told events
 	report("stalled", "no answer for 3s")
-	wantCondition(t, observe(t, c, "pvc-1"), v1alpha1.ConditionHealthy, metav1.ConditionFalse, "Stalled", "no answer for 3s")
+	wantCondition(t, observe(t, c, "pvc-1", &told), v1alpha1.ConditionHealthy, metav1.ConditionFalse, "Stalled", "no answer for 3s")
+	report("stalled", "no answer for 4s") // the same once more is no news
+	observe(t, c, "pvc-1", &told)
 	report("failed", "dead")
-	wantCondition(t, observe(t, c, "pvc-1"), v1alpha1.ConditionHealthy, metav1.ConditionFalse, "Failed", "dead")
+	wantCondition(t, observe(t, c, "pvc-1", &told), v1alpha1.ConditionHealthy, metav1.ConditionFalse, "Failed", "dead")
+	report("live", "")
+	observe(t, c, "pvc-1", &told)
+	report("attaching", "")
+	observe(t, c, "pvc-1", &told)
+	report("live", "")
+	observe(t, c, "pvc-1", &told)
+	if want := []string{"Warning VolumeStalled", "Warning VolumeFailed", "Normal VolumeRecovered"}; !slices.Equal(told, want) {
+		t.Errorf("told of %q, want %q", told, want)
+	}
+	report("failed", "dead")
+	observe(t, c, "pvc-1")
 
 	w.shelves[0].setDown(true)
 	if err := w.service.Unpublish(ctx, v.ID.String(), "n1"); err == nil {
@@ -146,7 +169,7 @@ func TestStatusLoopAndServiceShareTheObject(t *testing.T) {
 		t.Error(err)
 	}
 	w.wantObjects(0)
-	if _, err := provision.NewStatusLoop(c).Reconcile(ctx, reconcile.Request{NamespacedName: client.ObjectKey{Name: "pvc-1"}}); err != nil {
+	if _, err := provision.NewStatusLoop(c, &events{}).Reconcile(ctx, reconcile.Request{NamespacedName: client.ObjectKey{Name: "pvc-1"}}); err != nil {
 		t.Errorf("status of a volume that is gone: %v", err)
 	}
 }
@@ -161,9 +184,9 @@ func TestEventsOnClaimAndVolume(t *testing.T) {
 	claim := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "data", UID: types.UID("u-1")}}
 	c := fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(&v1alpha1.AoEVolume{}).WithObjects(claim).Build()
 	w := newWorldOn(t, provision.NewKubernetesStore(c), newFakeShelf(7))
-	events := record.NewFakeRecorder(10)
-	events.IncludeObject = true
-	recorder := provision.NewKubernetesRecorder(c, events)
+	written := record.NewFakeRecorder(10)
+	written.IncludeObject = true
+	recorder := provision.NewKubernetesRecorder(c, written)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); recorder.Run(ctx) }()
@@ -177,7 +200,7 @@ func TestEventsOnClaimAndVolume(t *testing.T) {
 		t.Helper()
 		for _, kind := range []string{"AoEVolume", "PersistentVolumeClaim"} {
 			select {
-			case e := <-events.Events:
+			case e := <-written.Events:
 				if !strings.Contains(e, text) || !strings.Contains(e, kind) {
 					t.Errorf("event %q, want %q on the %s", e, text, kind)
 				}
