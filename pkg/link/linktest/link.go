@@ -56,6 +56,13 @@ func (l *Link) SetFilter(f func(frame []byte) bool) {
 	l.filter = f
 }
 
+// Pending is how many frames Receive would lend.
+func (l *Link) Pending() int {
+	l.net.mu.Lock()
+	defer l.net.mu.Unlock()
+	return len(l.inbox)
+}
+
 // SetDown takes the interface down or up. Going down loses what was not received yet.
 func (l *Link) SetDown(down bool) {
 	l.net.mu.Lock()

@@ -34,6 +34,7 @@ type Network struct {
 	spare   [][]byte // buffers to use again
 	blocked map[[2][6]byte]bool
 	tap     func(frame []byte) bool
+	mangler func(frame []byte) []byte
 	stats   Stats
 	wrong   []error
 	kick    chan struct{} // wakes the goroutine of Start
@@ -59,6 +60,14 @@ func (n *Network) SetTap(f func(frame []byte) bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.tap = f
+}
+
+// SetMangler has f change frames on their way: it gets a copy of its own for each receiver and returns what arrives, the same bytes or
+// a part of them. f must not call the network.
+func (n *Network) SetMangler(f func(frame []byte) []byte) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.mangler = f
 }
 
 // Block loses every frame from one address to the other, one way, until Unblock. Frames on their way arrive.
@@ -176,7 +185,11 @@ func (n *Network) route(from *Link, b []byte, now time.Time) {
 
 func (n *Network) fly(to *Link, b []byte, at time.Time) {
 	n.seq++
-	heap.Push(&n.flights, flight{at: at, seq: n.seq, to: to, b: append(n.buffer(), b...)})
+	b = append(n.buffer(), b...)
+	if n.mangler != nil {
+		b = n.mangler(b)
+	}
+	heap.Push(&n.flights, flight{at: at, seq: n.seq, to: to, b: b})
 }
 
 // buffer is an empty one.
