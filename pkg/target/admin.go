@@ -93,7 +93,7 @@ func (s *Shelf) Create(ctx context.Context, r CreateRequest) (LUN, error) {
 
 // existing is the LUN that a repeated Create means; nil if there is none, ErrExists if it is not the same. The caller holds admin.
 func (s *Shelf) existing(r CreateRequest) (*lun, error) {
-	if s.closed {
+	if s.closed.Load() {
 		return nil, ErrClosed
 	}
 	for i := range s.slots {
@@ -143,7 +143,9 @@ func (s *Shelf) create(r CreateRequest) (*lun, error) {
 	if err := s.store.putLuns(rec); err != nil {
 		return nil, errors.Join(err, back.Close(), s.media.Remove(rec.UUID))
 	}
-	return s.adopt(rec, back), nil
+	l := s.adopt(rec, back)
+	l.rest(s.vacated[r.Slot])
+	return l, nil
 }
 
 // find is the LUN with this identity at this slot. The returned LUN's control is held by the caller.
@@ -173,7 +175,11 @@ func (l *lun) is(generation string) bool {
 	return l.generation == generation && l.rec.Load().State != lunDeleting
 }
 
+// notFound says that there is no such LUN, which callers may take for success: never of a shelf that is going.
 func (s *Shelf) notFound(slot uint8, generation string) error {
+	if s.closed.Load() {
+		return ErrClosed
+	}
 	return fmt.Errorf("%s-%s: %w", aoe.Addr{Shelf: s.number, Slot: slot}, generation, ErrNotFound)
 }
 
@@ -201,7 +207,7 @@ func (s *Shelf) List(from, limit int) (list []LUN, next int, err error) {
 func (s *Shelf) Delete(ctx context.Context, slot uint8, generation string) error {
 	s.admin.Lock()
 	defer s.admin.Unlock()
-	if s.closed {
+	if s.closed.Load() {
 		return fmt.Errorf("delete LUN: %w", ErrClosed)
 	}
 	l := s.at(slot)
@@ -227,6 +233,7 @@ func (s *Shelf) Delete(ctx context.Context, slot uint8, generation string) error
 		return fmt.Errorf("delete LUN %s: %w", l.addr(), err)
 	}
 	s.slots[slot].Store(nil)
+	s.vacated[slot] = s.host.Now()
 	klog.InfoS("LUN deleted", "lun", l.addr(), "generation", generation)
 	return nil
 }
@@ -257,7 +264,7 @@ func (s *Shelf) Grow(slot uint8, generation string, size int64) (LUN, error) {
 	size = roundUp(size)
 	s.admin.Lock()
 	defer s.admin.Unlock()
-	if s.closed {
+	if s.closed.Load() {
 		return LUN{}, fmt.Errorf("grow LUN: %w", ErrClosed)
 	}
 	l, err := s.find(slot, generation)

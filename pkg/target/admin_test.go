@@ -226,3 +226,20 @@ func TestClosedShelfRefuses(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestClosedShelfKnowsNothing: "no such LUN" would tell the control plane that a node is off.
+func TestClosedShelfKnowsNothing(t *testing.T) {
+	r := newRig(t)
+	r.lun(ManagedAccess)
+	r.admit("node-a", macA)
+	r.stop()
+	ctx := context.Background()
+	_, expelled := r.shelf.Expel(ctx, 3, testGen, "node-a")
+	_, admitted := r.shelf.Admit(ctx, 3, testGen, Admission{Node: "node-a", MACs: []aoe.MAC{macA}})
+	_, got := r.shelf.Get(3, testGen)
+	for _, err := range []error{expelled, admitted, got, r.shelf.Delete(ctx, 3, testGen)} {
+		if !errors.Is(err, ErrClosed) || errors.Is(err, ErrNotFound) {
+			t.Errorf("a closed shelf says %v", err)
+		}
+	}
+}

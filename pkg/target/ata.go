@@ -21,6 +21,13 @@ func (p *port) ata(l *lun, f aoe.Frame) {
 		p.malformed(f, err)
 		return
 	}
+	if carriesData(a.Command()) {
+		// Cut short on the way: an answer would be the command's end, but its whole copy may come yet.
+		if _, err := a.Payload(a.Sectors()); err != nil {
+			p.malformed(f, err)
+			return
+		}
+	}
 	j := p.take(f)
 	if j == nil {
 		return
@@ -97,9 +104,12 @@ func (p *port) isNew(j *job, a aoe.ATA) bool {
 	return true // executing it twice changes nothing
 }
 
+// carriesData says whether the sectors of a command are data that come with it.
+func carriesData(c aoe.ATACommand) bool { return c.IsWrite() || c == aoe.ATADataSetManagement }
+
 // changes says whether a second execution of a command could do harm, or costs as much as a flush.
 func changes(c aoe.ATACommand) bool {
-	return c.IsWrite() || c == aoe.ATADataSetManagement || c == aoe.ATAFlush || c == aoe.ATAFlushExt
+	return carriesData(c) || c == aoe.ATAFlush || c == aoe.ATAFlushExt
 }
 
 // route picks what runs a command. The caller holds the LUN's mu.

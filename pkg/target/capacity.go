@@ -23,7 +23,7 @@ func (s *Shelf) Capacity() (Capacity, error) {
 
 // capacity is Capacity for who holds admin.
 func (s *Shelf) capacity() (Capacity, error) {
-	if s.closed {
+	if s.closed.Load() {
 		return Capacity{}, fmt.Errorf("capacity: %w", ErrClosed)
 	}
 	total, free, err := s.media.Room()

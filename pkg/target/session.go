@@ -54,6 +54,16 @@ func (l *lun) end(s *session) {
 	l.rules++
 }
 
+// rest keeps all epochs from being used until frames of sessions that ended at a time are gone: those of another LUN, whose tags are no
+// different.
+func (l *lun) rest(since time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for epoch := range l.freed {
+		l.freed[epoch] = since
+	}
+}
+
 // freeEpoch is the next epoch that no live session and no frame still on its way can have; 0 if there is none now. The
 // caller holds mu.
 func (l *lun) freeEpoch(last uint8) uint8 {

@@ -2,6 +2,7 @@ package target
 
 import (
 	"bytes"
+	"context"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -275,5 +276,48 @@ func TestDroppedWriteCanBeSentAgain(t *testing.T) {
 	wantOK(t, a.call(a.write(tag(epoch, 100), 50, block(5, 1))))
 	if n := disk.writes.Load(); n != lunWorkers+1 {
 		t.Fatalf("%d writes executed", n)
+	}
+}
+
+// TestReusedSlotHasOtherEpochs: a frame to a LUN that was deleted may arrive when the next one in its slot has a session of the same
+// node. Its tag must be no session's then.
+func TestReusedSlotHasOtherEpochs(t *testing.T) {
+	r, _, clock := newDiskRig(t, ManagedAccess)
+	r.admit("node-a", macA)
+	a := r.client(macA)
+	late := a.write(tag(a.session(uuidA, 1), 1), 0, block(9, 1))
+	ctx := context.Background()
+	if _, err := r.shelf.Expel(ctx, 3, testGen, "node-a"); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.shelf.Delete(ctx, 3, testGen); err != nil {
+		t.Fatal(err)
+	}
+	for restarted := range 2 {
+		if _, err := r.shelf.Create(ctx, CreateRequest{Slot: 3, Generation: otherGen, SizeBytes: 1 << 20}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.shelf.Admit(ctx, 3, otherGen, Admission{Node: "node-a", MACs: []aoe.MAC{macA}}); err != nil {
+			t.Fatal(err)
+		}
+		if o := a.open(aoe.OpenSession, uuidA, 2, otherGen); o.Status() != aoe.OpenNoEpoch {
+			t.Fatalf("restarted %d: OPEN at once: %v, epoch %d", restarted, o.Status(), o.Epoch())
+		}
+		wantError(t, a.call(late), aoe.ErrorUnavailable)
+		if restarted == 0 {
+			if _, err := r.shelf.Expel(ctx, 3, otherGen, "node-a"); err != nil {
+				t.Fatal(err)
+			}
+			if err := r.shelf.Delete(ctx, 3, otherGen); err != nil {
+				t.Fatal(err)
+			}
+			r.stop()
+			r.start()
+			a = r.client(macA)
+		}
+	}
+	clock.advance(duplicateLifetime)
+	if o := a.open(aoe.OpenSession, uuidA, 2, otherGen); o.Status() != aoe.OpenDone {
+		t.Fatalf("OPEN later: %v", o.Status())
 	}
 }

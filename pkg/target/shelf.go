@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"k8s.io/klog/v2"
 
@@ -43,8 +44,10 @@ type Shelf struct {
 
 	// admin is held while LUNs come and go.
 	admin  sync.Locker
-	closed bool // guarded by admin
+	closed atomic.Bool // changes under admin
 	slots  [maxSlots]atomic.Pointer[lun]
+	// vacated is when the last LUN of a slot went, or may have gone: frames to it may still be on their way. Guarded by admin.
+	vacated [maxSlots]time.Time
 
 	// portsMu guards ports.
 	portsMu sync.Mutex
@@ -101,10 +104,15 @@ func (s *Shelf) identify(c Config, bootID string) error {
 		if err := s.store.putShelf(rec); err != nil {
 			return err
 		}
+		s.record, s.number, s.uuid = rec, rec.Shelf, rec.UUID
+		return nil
 	case c.Number != nil && *c.Number != rec.Shelf:
 		return fmt.Errorf("%w: it is shelf %d, not %d; LUNs cannot be moved to another number", ErrMismatch, rec.Shelf, *c.Number)
 	}
 	s.record, s.number, s.uuid = rec, rec.Shelf, rec.UUID
+	for slot := range s.vacated {
+		s.vacated[slot] = s.host.Now() // an earlier process may have deleted a LUN just before it ended
+	}
 	return nil
 }
 
@@ -232,10 +240,10 @@ func (s *Shelf) UUID() string { return s.uuid }
 func (s *Shelf) Close() error {
 	s.admin.Lock()
 	defer s.admin.Unlock()
-	if s.closed {
+	if s.closed.Load() {
 		return nil
 	}
-	s.closed = true
+	s.closed.Store(true)
 	var err error
 	clean := true
 	for i := range s.slots {
