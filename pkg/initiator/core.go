@@ -106,7 +106,7 @@ type Core struct {
 	downAt   time.Duration // since when no data can flow; 0: they can
 	stalled  bool          // for long enough to say so
 
-	acked, durable uint64 // writes acknowledged; those of them known to be durable
+	acked, durable uint64 // writes and trims acknowledged; those of them known to be durable
 	lost           bool
 
 	ready     bool // attached: identified, opened, flush learnt

@@ -63,7 +63,7 @@ func (d *Device) Detach(ctx context.Context, force bool) error {
 	case err != nil && !closed.Load():
 		return fmt.Errorf("detach %s: %w", d.cfg.Addr, errors.Join(ErrPending, err))
 	}
-	if err := d.poll(ctx, func() bool { return d.core.Closed() }); err != nil && ctx.Err() == nil && !errors.Is(err, ErrClosed) {
+	if err := d.poll(ctx, func() bool { return d.core.Closed(d.shard.now()) }); err != nil && ctx.Err() == nil && !errors.Is(err, ErrClosed) {
 		return fmt.Errorf("detach %s: %w", d.cfg.Addr, err)
 	}
 	if err := d.shard.discard(d); err != nil {

@@ -43,6 +43,12 @@ func (h *holdBack) expire(now time.Duration) {
 	h.n = kept
 }
 
+// any says whether any write would have to wait.
+func (h *holdBack) any(now time.Duration) bool {
+	h.expire(now)
+	return h.n > 0 || h.all > now
+}
+
 // blocked returns until when a write to the range has to wait, 0 if it need not.
 func (h *holdBack) blocked(now time.Duration, lba uint64, sectors uint32) time.Duration {
 	until := time.Duration(0)

@@ -126,6 +126,31 @@ func TestRecoveredForeignWrites(t *testing.T) {
 	}
 }
 
+// TestForeignDetachOutlivesCopies: the next attachment knows nothing of the writes that were sent twice, so this one ends when their copies do.
+func TestForeignDetachOutlivesCopies(t *testing.T) {
+	w := newWorld(t, 6, lan, func(c *CoreConfig) { c.Generation = "" })
+	w.target.asVblade()
+	w.attach()
+	lost := false
+	w.onWrites(func(aoe.Frame) bool {
+		first := !lost
+		lost = true
+		return !first
+	})
+	if err := w.write(8, pattern(1, 8)); err != nil {
+		t.Fatal(err)
+	}
+	before := w.now
+	w.core.Close(w.now)
+	if w.core.Closed(w.now) {
+		t.Error("closed at once")
+	}
+	w.run(duplicateLifetime)
+	if !w.core.Closed(w.now) {
+		t.Errorf("not closed after %v", w.now-before)
+	}
+}
+
 // TestAnswerOverTheOtherPath: only the path that carried the request may answer.
 func TestAnswerOverTheOtherPath(t *testing.T) {
 	w := newWorld(t, 5, lan, nil)

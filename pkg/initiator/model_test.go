@@ -179,7 +179,8 @@ func (m *modelTarget) serveOpen(f aoe.Frame) {
 	}
 	o, err := f.Open()
 	if err != nil {
-		m.t.Fatal(err)
+		m.error(f, aoe.ErrorCommand)
+		return
 	}
 	a := aoe.OpenFields{Op: o.Op(), Initiator: o.Initiator(), Incarnation: o.Incarnation(), Generation: o.Generation(), CacheEpoch: m.cacheEpoch, Window: 4096}
 	switch {

@@ -7,6 +7,9 @@ import (
 	"github.com/aoe-csi/aoe-csi/pkg/aoe"
 )
 
+// versionTries is how often a frame may be refused for its version, which is as right as that of all others.
+const versionTries = 4
+
 // Receive takes a frame from a link; b is borrowed for the call. What is no answer to something outstanding, over the path it went, is
 // counted and forgotten.
 func (c *Core) Receive(now time.Duration, link LinkID, b []byte) {
@@ -55,6 +58,11 @@ func (c *Core) receive(link LinkID, b []byte) bool {
 // onData takes the answer to a data frame.
 func (c *Core) onData(p *path, e *entry, f aoe.Frame) bool {
 	if f.IsError() {
+		if f.ErrorCode() == aoe.ErrorVersion && e.sends < versionTries {
+			p.heardFrom(c.now)
+			c.resend(e) // damaged on the way: the target has answered others
+			return true
+		}
 		c.heard(p, e)
 		c.onRefused(p, e, f.ErrorCode())
 		return true
@@ -99,7 +107,7 @@ func (c *Core) succeed(e *entry, payload []byte) {
 			c.finish(e, ErrIO)
 			return
 		}
-	case OpWrite:
+	case OpWrite, OpTrim:
 		if !r.FUA {
 			c.acked++
 		}

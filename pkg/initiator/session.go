@@ -24,6 +24,8 @@ const (
 const (
 	// silentOpens is how many unanswered OPENs say that a target does not know the command.
 	silentOpens = 5
+	// unknownOpens is how many refused ones say so.
+	unknownOpens = 4
 	// openTries is how many are sent over one path before another has its turn.
 	openTries = 3
 	// closeTries is how often a CLOSE is sent; nobody depends on it.
@@ -45,6 +47,7 @@ type session struct {
 	cacheEpoch  uint64
 	cacheKnown  bool
 	silent      int
+	unknown     int // OPENs refused as an unknown command
 	fruitless   int // sessions opened since the target last answered a request
 	refused     error
 	retryAt     time.Duration
@@ -186,7 +189,7 @@ func (c *Core) onOpen(p *path, f aoe.Frame) bool {
 	return true
 }
 
-// onOpenRefused takes an AoE error as the answer to OPEN.
+// onOpenRefused takes an AoE error as the answer to OPEN. One "command not recognised" may mean that the frame was damaged on its way.
 func (c *Core) onOpenRefused(code aoe.ErrorCode) bool {
 	s := &c.session
 	closing := s.ctl.kind == controlClose
@@ -196,7 +199,11 @@ func (c *Core) onOpenRefused(code aoe.ErrorCode) bool {
 		s.state = sessionClosed
 		c.changed = true
 	case !s.managed && (code == aoe.ErrorCommand || code == aoe.ErrorArgument):
-		c.foreign()
+		if s.unknown++; s.unknown >= unknownOpens {
+			c.foreign()
+			return true
+		}
+		c.advance()
 	default:
 		c.retryOpen(epochRetry)
 	}
@@ -313,10 +320,11 @@ func (c *Core) Close(now time.Duration) {
 	c.leave()
 }
 
-// Closed says whether Close has come to its end.
-func (c *Core) Closed() bool {
+// Closed says whether Close has come to its end. At a target without sessions that takes until no late copy of a write can overwrite
+// what the next attachment writes.
+func (c *Core) Closed(now time.Duration) bool {
 	s := &c.session
-	return c.closed && (s.state != sessionClosing || s.ctl.kind == controlNone)
+	return c.closed && (s.state != sessionClosing || s.ctl.kind == controlNone) && (s.managed || !c.holds.any(now))
 }
 
 // Release gives the memory back; frames that the network holds keep theirs until it lets go. Requests still pending are never completed. All

@@ -126,13 +126,14 @@ func TestUnavailableForeign(t *testing.T) {
 func TestLostCache(t *testing.T) {
 	for _, tc := range []struct {
 		name  string
+		op    Op
 		flush bool // before the target loses its cache
 		lost  bool
-	}{{"with unflushed writes", false, true}, {"with everything flushed", true, false}} {
+	}{{"with unflushed writes", OpWrite, false, true}, {"with an unflushed trim", OpTrim, false, true}, {"with everything flushed", OpWrite, true, false}} {
 		t.Run(tc.name, func(t *testing.T) {
 			w := newWorld(t, 5, lan, nil)
 			w.attach()
-			if err := w.write(0, pattern(1, 8)); err != nil {
+			if err := w.do(&Request{Op: tc.op, Sectors: 8, Data: pattern(1, 8)}); err != nil {
 				t.Fatal(err)
 			}
 			if tc.flush {
@@ -302,8 +303,8 @@ func TestClose(t *testing.T) {
 	w := newWorld(t, 13, lan, nil)
 	w.attach()
 	w.core.Close(w.now)
-	if !w.until(time.Second, w.core.Closed) || w.target.closes != 1 {
-		t.Errorf("closed %v, target heard %d", w.core.Closed(), w.target.closes)
+	if !w.until(time.Second, func() bool { return w.core.Closed(w.now) }) || w.target.closes != 1 {
+		t.Errorf("closed %v, target heard %d", w.core.Closed(w.now), w.target.closes)
 	}
 	if _, err := w.read(0, 1); !errors.Is(err, ErrClosed) {
 		t.Errorf("a request after Close: %v", err)
@@ -315,7 +316,7 @@ func TestCloseWithoutAnswer(t *testing.T) {
 	w.attach()
 	w.target.off = true
 	w.core.Close(w.now)
-	if !w.until(5*time.Second, w.core.Closed) {
+	if !w.until(5*time.Second, func() bool { return w.core.Closed(w.now) }) {
 		t.Error("never closed")
 	}
 }
