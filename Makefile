@@ -4,7 +4,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo v0.0
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin:/usr/local/go/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help build image demo generate manifests check lint test test-unit test-race test-net test-sanity test-interop \
+.PHONY: help build image demo generate manifests check lint test sim sim-bugs test-unit test-race test-net test-sanity test-interop \
 	test-faults test-cluster cluster-up cluster-down vm-shell deps third-party clean
 
 help: ## this list
@@ -49,6 +49,12 @@ test: ## all levels, one after the other (root; 35 min when built, 75 from nothi
 
 test-unit: ## unit tests and simulations (under a minute)
 	@hack/test.sh unit
+
+sim: ## simulation: SEEDS=10000 from FROM=1 on, or SEED=n to replay one with a trace
+	@hack/sim.sh run
+
+sim-bugs: ## plant known bugs; the simulation must find each
+	@hack/sim.sh bugs
 
 test-race: ## the same under the race detector
 	@hack/test.sh race
