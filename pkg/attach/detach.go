@@ -38,6 +38,7 @@ func (m *Manager) Detach(ctx context.Context, volumeID string, force bool, timeo
 	if timeout <= 0 {
 		timeout = defaultDetachTimeout
 	}
+	asked := time.Now() // the time that another call has the volume counts
 	unlock, err := m.locks.lock(ctx, volumeID)
 	if err != nil {
 		return err
@@ -51,29 +52,28 @@ func (m *Manager) Detach(ctx context.Context, volumeID string, force bool, timeo
 	case attaching, removed:
 		return a.takeDown(ctx)
 	case recovering:
-		return a.detachUnserved(ctx, force, a.giveUpAt(timeout))
+		return a.detachUnserved(ctx, force, a.giveUpAt(asked, timeout))
 	case attached, detaching:
 	}
-	return a.detach(ctx, force, timeout)
+	return a.detach(ctx, asked, force, timeout)
 }
 
 // giveUpAt is when a detach stops waiting, counted from its first call.
-func (a *attachment) giveUpAt(timeout time.Duration) time.Time {
+func (a *attachment) giveUpAt(asked time.Time, timeout time.Duration) time.Time {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.detachSince.IsZero() {
-		a.detachSince = time.Now()
+		a.detachSince = asked
 	}
 	return a.detachSince.Add(timeout)
 }
 
-func (a *attachment) detach(ctx context.Context, force bool, timeout time.Duration) error {
-	start := time.Now()
+func (a *attachment) detach(ctx context.Context, asked time.Time, force bool, timeout time.Duration) error {
 	if force {
 		a.noteGivenUp("the detach was forced")
 	}
 	if !force && !a.disconnected() { // else its number may be another volume's by now
-		err := a.quiesce(ctx, a.giveUpAt(timeout))
+		err := a.quiesce(ctx, a.giveUpAt(asked, timeout))
 		switch {
 		case errors.Is(err, errGiveUp):
 			klog.ErrorS(err, "Detach gives up outstanding I/O: the target did not answer in time", "volume", a.opts.VolumeID,
@@ -97,7 +97,7 @@ func (a *attachment) detach(ctx context.Context, force bool, timeout time.Durati
 		return err
 	}
 	klog.InfoS("Detached", "volume", a.opts.VolumeID, "target", a.opts.Target, "device", path, "force", force,
-		"took", time.Since(start).Round(time.Millisecond))
+		"took", time.Since(asked).Round(time.Millisecond))
 	return nil
 }
 

@@ -25,12 +25,13 @@ type fakeKernel struct {
 	mu      sync.Mutex
 	devices map[int]*fakeDisk
 	next    int
-	notYet  int   // how many more times Start says that the old server is not gone
-	probe   error // of Probe
-	fail    error // of Start
-	resize  error // of Resize
-	ignore  bool  // Resize says that it is done, and does nothing
-	hang    bool  // Resize does not come back in time
+	notYet  int           // how many more times Start says that the old server is not gone
+	probe   error         // of Probe
+	fail    error         // of Start
+	resize  error         // of Resize
+	ignore  bool          // Resize says that it is done, and does nothing
+	hang    bool          // Resize does not come back in time
+	hung    chan struct{} // closed when one hangs; may be nil
 }
 
 // fakeDisk is a device in the fake kernel.
@@ -177,6 +178,9 @@ func (d *fakeDevice) Resize(ctx context.Context, bytes uint64) error {
 	case d.k.ignore:
 		return nil
 	case d.k.hang:
+		if d.k.hung != nil {
+			close(d.k.hung)
+		}
 		d.k.mu.Unlock()
 		<-ctx.Done()
 		d.k.mu.Lock()

@@ -156,6 +156,45 @@ func TestResizeAsksTheTargetFirst(t *testing.T) {
 	}
 }
 
+// A growth that hangs in the kernel holds up nobody: another volume is attached meanwhile, and this one's detach ends, with the time
+// that it waited for the growth counted.
+func TestDetachEndsWhileAGrowthHangs(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.attach(1)
+	b.growLUN(1, 2*lunBytes)
+	hung := make(chan struct{})
+	b.kernel.set(func() { b.kernel.hang, b.kernel.hung = true, hung })
+	resized := make(chan error, 1)
+	go func() {
+		_, err := b.m.Resize(context.Background(), "e7.1", 0)
+		resized <- err
+	}()
+	<-hung
+	disk := b.kernel.disk(deviceID(b.m.id.String(), options(1)))
+	b.kernel.set(func() { disk.busy = true }) // requests are out, and stay so
+	detached := make(chan error, 1)
+	go func() { detached <- b.m.Detach(context.Background(), "e7.1", false, resizeTimeout) }()
+	b.attach(2)
+	select {
+	case err := <-detached:
+		t.Errorf("detached while the growth had the volume: %v", err)
+	case err := <-resized:
+		t.Errorf("resize ended before another volume was attached: %v", err)
+	default:
+	}
+	if err := <-resized; !errors.Is(err, blockdev.ErrHung) {
+		t.Errorf("resize: %v", err)
+	}
+	start := time.Now()
+	if err := <-detached; err != nil {
+		t.Errorf("detach: %v", err)
+	}
+	if took := time.Since(start); took >= resizeTimeout {
+		t.Errorf("after the growth the detach took another %v: the wait for it did not count", took)
+	}
+}
+
 // New requests do not make the wait for the old ones longer.
 func TestSettleWaitsForOldRequestsOnly(t *testing.T) {
 	p := &pump{serials: make([]uint64, 4)}
