@@ -260,3 +260,23 @@ func TestHungCall(t *testing.T) {
 		t.Errorf("call after it came back: %v", err)
 	}
 }
+
+// TestSettle: a device that is taken over has requests that nobody answers; the kernel would wait for them.
+func TestSettle(t *testing.T) {
+	for _, recovering := range []bool{false, true} {
+		f := New()
+		f.sys = fakeSysfs(t, map[string]map[string]string{"nbd3": {"queue/io_timeout": "as it was", "queue/max_sectors_kb": "as it was"}})
+		d := &device{f: f, recover: recovering, state: blockdev.State{Number: 3, Params: blockdev.Params{ReplayAfter: 5 * time.Second}}}
+		if err := d.settle(); err != nil {
+			t.Fatal(err)
+		}
+		for attribute, value := range map[string]string{"io_timeout": "5000", "max_sectors_kb": "256"} {
+			if recovering {
+				value = "as it was"
+			}
+			if got, err := f.sys.read(3, "queue", attribute); err != nil || got != value {
+				t.Errorf("recovering %v: %s is %q, %v; want %q", recovering, attribute, got, err, value)
+			}
+		}
+	}
+}

@@ -121,7 +121,13 @@ func (d *device) Start(ctx context.Context) error {
 	d.started = true
 	d.f.unreserve(d.state.Number)
 	d.closeKernelEnd()
-	return d.settle(ctx)
+	if err := d.settle(); err != nil {
+		return fmt.Errorf("start nbd%d: %w", d.state.Number, err)
+	}
+	if err := blockdev.WaitForNode(ctx, d.path()); err != nil {
+		return fmt.Errorf("start %s: %w", d.path(), err)
+	}
+	return nil
 }
 
 func (d *device) connect() error {
@@ -189,26 +195,21 @@ func (d *device) reconnect() error {
 	return nil
 }
 
-// settle sets the queue up, at once: later a write to these attributes waits for every unanswered request.
-func (d *device) settle(ctx context.Context) error {
+// settle sets the queue of a new device up, at once: a write to these attributes freezes the queue and waits for every request that is
+// unanswered. A process that is killed while it waits keeps its sockets, and the next one gets none of its requests:
+// so a device that is taken over, which has its attributes, is left alone.
+func (d *device) settle() error {
+	if d.recover {
+		return nil
+	}
 	number := d.state.Number
 	timeout := strconv.FormatInt(d.state.Params.ReplayAfter.Milliseconds(), 10)
-	err := d.f.control.Run(fmt.Sprintf("set up the queue of nbd%d", number), func() error {
+	return d.f.control.Run(fmt.Sprintf("set up the queue of nbd%d", number), func() error {
 		if err := d.f.sys.write(number, timeout, "queue", "io_timeout"); err != nil {
 			return err
 		}
-		if d.recover {
-			return nil // it was set when the device was made
-		}
 		return d.f.sys.write(number, strconv.Itoa(maxRequestKiB), "queue", "max_sectors_kb")
 	}, nil)
-	if err != nil {
-		return fmt.Errorf("start nbd%d: %w", number, err)
-	}
-	if err := blockdev.WaitForNode(ctx, d.path()); err != nil {
-		return fmt.Errorf("start %s: %w", d.path(), err)
-	}
-	return nil
 }
 
 // Resize implements blockdev.Device. The kernel stops the queue for it, which lasts as long as the requests that are out: mu is not
