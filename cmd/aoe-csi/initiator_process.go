@@ -11,12 +11,14 @@ import (
 	"k8s.io/klog/v2"
 )
 
+// The main goroutine stays on the main thread: what is set for it (to be killed with a supervisor) is what execve keeps.
+func init() { runtime.LockOSThread() }
+
 // becomeFlusher tells the kernel that this process serves block devices: its memory allocations then never wait for
 // writes to a block device, perhaps one of its own (prctl(2), PR_SET_IO_FLUSHER, Linux 5.6). The flag is a thread's and
 // kept over execve, so the process is started anew with it: every thread of a Go program comes from its first.
+// To be called from the main goroutine.
 func becomeFlusher() {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	if on, err := unix.PrctlRetInt(unix.PR_GET_IO_FLUSHER, 0, 0, 0, 0); err == nil && on == 1 {
 		return
 	}
