@@ -5,7 +5,7 @@ export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin:/usr/local/go/bin
 
 .DEFAULT_GOAL := help
 .PHONY: help build image demo generate manifests check lint test sim sim-bugs test-unit test-race test-net test-sanity test-interop \
-	test-faults test-cluster cluster-up cluster-down vm-shell deps third-party clean
+	test-faults test-recovery test-cluster cluster-up cluster-down vm-shell deps third-party clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 } /^##@ / { printf "\n%s\n", substr($$0, 5) }' $(MAKEFILE_LIST)
@@ -68,8 +68,11 @@ test-sanity: ## csi-sanity in a VM (root)
 test-interop: ## vblade, the kernel's aoe driver, aoetools in a VM (root)
 	@hack/test.sh interop
 
-test-faults: ## loss, SIGKILL, fencing, lost answers in a VM (root)
+test-faults: ## loss, fencing, lost answers in a VM (root)
 	@hack/test.sh faults
+
+test-recovery: ## SIGKILL of the initiator, dead targets, no memory in a VM; prints figures (root; FRONTEND=ublk|nbd, FULL=1)
+	@hack/test.sh recovery
 
 test-cluster: ## the chart in a real Kubernetes (root)
 	@hack/test.sh cluster

@@ -6,17 +6,19 @@
 #   check    formatting, vet, drift                     unit     Go tests and simulations, no root
 #   race     the same under the race detector           net      AF_PACKET in network namespaces
 #   sanity   csi-sanity in a VM                         interop  vblade, kernel aoe, aoetools in a VM
-#   faults   NBD, loss, SIGKILL, fencing in a VM        cluster  the chart in a real Kubernetes
+#   faults   devices, loss, fencing in a VM             recovery SIGKILL, no memory, dead targets in a VM
+#   cluster  the chart in a real Kubernetes
 #
+# FRONTEND=ublk or nbd has the suites in VMs use that front end alone; FULL=1 runs in full what "recovery" and "cluster" shorten.
 # Logs, and what tests left for inspection, are in $CACHE/results.
 set -euo pipefail
 source "$(dirname "$0")/lib/common.sh"
 cd "$ROOT"
 RESULTS=$CACHE/results
-ALL=(check unit race net sanity interop faults cluster)
+ALL=(check unit race net sanity interop faults recovery cluster)
 mkdir -p "$RESULTS" "$BIN"
 # As the binary is built: one compilation serves all suites. The race detector alone needs C.
-export CGO_ENABLED=0
+export CGO_ENABLED=0 FRONTEND FULL
 
 # go_suite NAME ARG…: go test on this machine.
 go_suite() {
@@ -52,7 +54,7 @@ integration_packages() {
 # other_vm_packages: what no other suite runs, so that a new package is not forgotten; the harness's own comes first.
 other_vm_packages() {
   echo harness
-  git ls-files --cached --others --exclude-standard 'test/vm/*_test.go' | cut -d/ -f3 | sort -u | grep -vxE 'harness|sanity|interop'
+  git ls-files --cached --others --exclude-standard 'test/vm/*_test.go' | cut -d/ -f3 | sort -u | grep -vxE 'harness|sanity|interop|recovery'
 }
 
 suite() {
@@ -66,6 +68,7 @@ suite() {
     interop) vm_suite interop interop ;;
     # shellcheck disable=SC2046
     faults) vm_suite faults $(other_vm_packages) ;;
+    recovery) vm_suite recovery recovery ;;
     cluster)
       local status=0
       rm -f "$RESULTS/cluster.log"

@@ -8,7 +8,9 @@
 # whatever the test writes to /results ($AOE_CSI_RESULTS in the guest), in $CACHE/results/vm-NAME on the host.
 # A failed test, a guest that dies and a timeout all end in a non-zero status.
 #
-#   TIMEOUT=900 SMP=2 MEM=4096 NICS=0   see vm.sh
+#   TIMEOUT=900 SMP=2 MEM=4096 NICS=0   see vm.sh; a package's vm.env says what it needs
+#   FRONTEND=ublk|nbd                   runs everything with that front end
+#   FULL=1                              runs in full what is shortened otherwise
 #   AOE_CSI_RACE=1                      build with the race detector (about five times slower in the guest)
 set -euo pipefail
 source "$(dirname "$0")/lib/common.sh"
@@ -21,12 +23,14 @@ for name in "${names[@]}"; do
   compgen -G "$ROOT/test/vm/$name/*_test.go" >/dev/null || die "no tests in test/vm/$name"
 done
 need_root
-TIMEOUT=${TIMEOUT:-900}
 "$ROOT/hack/vm.sh" build
 
 # run_in_vm NAME FLAG…: builds and runs one package's tests. Called under ||, where set -e does nothing.
 run_in_vm() {
   local name=$1; shift
+  # shellcheck disable=SC1090
+  [ ! -e "$ROOT/test/vm/$name/vm.env" ] || source "$ROOT/test/vm/$name/vm.env"
+  export TIMEOUT=${TIMEOUT:-900}
   local results=$CACHE/results/vm-$name
   local bin; bin=$(mktemp -d "$CACHE/vm/bin.XXXXXX")
   # shellcheck disable=SC2064
@@ -41,6 +45,7 @@ run_in_vm() {
   mkdir -p "$results"
   {
     printf 'export PATH=%q:$PATH AOE_CSI_BIN=%q AOE_CSI_RESULTS=/results\n' "$bin" "$bin/aoe-csi"
+    printf 'export FRONTEND=%q FULL=%q\n' "${FRONTEND:-}" "${FULL:-}"
     printf 'cd %q || exit\n' "$ROOT/test/vm/$name"
     printf '%s.test -test.v -test.timeout=%ds' "$name" $((TIMEOUT - 60))
     printf ' %q' "${@/#-/-test.}"
@@ -51,7 +56,7 @@ run_in_vm() {
   exec {lock}>"$CACHE/vm/test.lock"
   flock -n "$lock" || { say "vm-test $name: waiting for another VM test"; flock "$lock"; }
   say "vm-test $name: booting"
-  RESULTS=$results TIMEOUT=$TIMEOUT "$ROOT/hack/vm.sh" run "$bin/script"
+  RESULTS=$results "$ROOT/hack/vm.sh" run "$bin/script"
 }
 
 failed=()

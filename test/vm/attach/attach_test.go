@@ -108,48 +108,6 @@ func TestErrorsSayWhat(t *testing.T) {
 	}
 }
 
-// TestDetachDeadTarget: I/O is pending and nobody answers: not yet, and with force at once.
-func TestDetachDeadTarget(t *testing.T) {
-	l := lab.New(t)
-	target, i := l.Host("t").Target(7), l.Host("a").Initiator()
-	target.MustLun("create", "e7.1", "--size", "64Mi", "--access", "open")
-	dev := i.Attach("e7.1")
-	target.Kill()
-	written := make(chan error, 1)
-	go func() {
-		f, err := os.OpenFile(dev, os.O_WRONLY, 0)
-		if err == nil {
-			_, err = f.WriteAt(make([]byte, 1<<20), 0)
-			err = fmt.Errorf("%w", firstError(err, f.Sync(), f.Close()))
-		}
-		written <- err
-	}()
-	time.Sleep(time.Second)
-	begin := time.Now()
-	out, err := i.CLI(60*time.Second, "detach", "e7.1", "--timeout", "3s")
-	t.Logf("detach took %v: %s", time.Since(begin), out)
-	if err != nil {
-		t.Errorf("detach after its timeout: %v\n%s", err, out)
-	}
-	if took := time.Since(begin); took < 2*time.Second {
-		t.Errorf("detach gave up after %v already", took)
-	}
-	select {
-	case err := <-written:
-		if err == nil || !strings.Contains(err.Error(), "input/output error") {
-			t.Errorf("the write that was given up ended with %v", err)
-		}
-	case <-time.After(20 * time.Second):
-		t.Error("the write that was given up never ended")
-	}
-	target.StartAgain()
-	i.Attach("e7.1")
-	target.Kill()
-	if out, err := i.CLI(20*time.Second, "detach", "e7.1", "--force"); err != nil {
-		t.Errorf("forced detach: %v\n%s", err, out)
-	}
-}
-
 func firstError(errs ...error) error {
 	for _, err := range errs {
 		if err != nil {
@@ -157,38 +115,6 @@ func firstError(errs ...error) error {
 		}
 	}
 	return nil
-}
-
-// TestInitiatorDies: killed under load and started again: I/O waits and goes on, nothing fails or differs.
-func TestInitiatorDies(t *testing.T) {
-	l := lab.New(t)
-	target, i := l.Host("t").Target(7), l.Host("a").Initiator()
-	target.MustLun("create", "e7.1", "--size", "64Mi", "--access", "open")
-	dev := i.Attach("e7.1")
-	argv := lab.FioVerify("restart", dev, 25*time.Second)
-	fio := i.Start(argv...)
-	for n := range 2 {
-		time.Sleep(4 * time.Second)
-		if n == 0 {
-			i.Kill()
-		} else if err := i.Terminate(15 * time.Second); err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(time.Second)
-		i.StartAgain()
-		l.Eventually(30*time.Second, "takeover", func() error {
-			list := stat(t, i)
-			if len(list) != 1 || list[0].State != "live" || list[0].Device != dev {
-				return fmt.Errorf("%+v", list)
-			}
-			return nil
-		})
-	}
-	out, err := fio.Wait(3 * time.Minute)
-	if err != nil {
-		t.Fatalf("fio over two ends of the initiator: %v\n%s", err, out)
-	}
-	i.Detach("e7.1")
 }
 
 // TestManyVolumes: several at once, each with its own bytes.

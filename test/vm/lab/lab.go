@@ -18,6 +18,9 @@ import (
 
 // Lab is one Ethernet segment with hosts on it.
 type Lab struct {
+	// Frontend is what initiators started from now on offer: "auto", or one by name. New sets it to FRONTEND's.
+	Frontend string
+
 	t    *testing.T
 	dir  string // scratch, on the guest's tmpfs
 	name string // prefix of namespaces and interfaces
@@ -27,7 +30,7 @@ type Lab struct {
 // New makes an empty segment (a bridge with MTU 9000 in a namespace of its own) that goes away with the test.
 func New(t *testing.T) *Lab {
 	t.Helper()
-	l := &Lab{t: t, dir: t.TempDir(), name: fmt.Sprintf("l%d", os.Getpid()%10000)}
+	l := &Lab{Frontend: Frontend(), t: t, dir: t.TempDir(), name: fmt.Sprintf("l%d", os.Getpid()%10000)}
 	l.Run("ip", "netns", "add", l.name)
 	t.Cleanup(func() { l.try("ip", "netns", "del", l.name) })
 	l.Run("ip", "-n", l.name, "link", "add", "br0", "mtu", "9000", "type", "bridge", "forward_delay", "0")
@@ -41,6 +44,22 @@ func Binary() string {
 		return b
 	}
 	return "aoe-csi"
+}
+
+// Frontend is the front end that the environment asks for with FRONTEND, "auto" when it asks for none.
+func Frontend() string {
+	if f := os.Getenv("FRONTEND"); f != "" {
+		return f
+	}
+	return "auto"
+}
+
+// Frontends are those that a suite which compares them runs with: the one that the environment asks for, or all.
+func Frontends() []string {
+	if f := Frontend(); f != "auto" {
+		return []string{f}
+	}
+	return []string{"ublk", "nbd"}
 }
 
 // Dir is a scratch directory of the lab.
@@ -159,6 +178,9 @@ func (h *Host) Try(d time.Duration, args ...string) (string, error) {
 	return h.l.TryFor(d, argv[0], argv[1:]...)
 }
 
+// killPatience is how long a killed process may take to end.
+const killPatience = time.Minute
+
 // Process is a running program; its output is logged when the test fails.
 type Process struct {
 	t    *testing.T
@@ -188,10 +210,15 @@ func (h *Host) Start(args ...string) *Process {
 	return p
 }
 
-// Kill sends SIGKILL and waits for the end.
+// Kill sends SIGKILL and waits for the end. A process that waits for a device that nobody serves does not end: that fails the test.
 func (p *Process) Kill() {
+	p.t.Helper()
 	_ = p.cmd.Process.Kill() // fails only when it has ended already
-	<-p.done
+	select {
+	case <-p.done:
+	case <-time.After(killPatience):
+		p.t.Errorf("%v has not ended %v after SIGKILL", p.cmd.Args, killPatience)
+	}
 }
 
 // Terminate sends SIGTERM and waits up to d for the end.
@@ -218,6 +245,9 @@ func (p *Process) Wait(d time.Duration) (string, error) {
 	}
 }
 
+// Output is what the process has printed so far, both streams.
+func (p *Process) Output() string { return p.out.String() }
+
 // Running says whether the process has not ended yet.
 func (p *Process) Running() bool {
 	select {
@@ -241,6 +271,18 @@ func (l *Lab) Eventually(d time.Duration, what string, check func() error) {
 			l.t.Fatalf("%s: not within %v: %v", what, d, err)
 		}
 		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+// Diagnose logs what tells why something stands still: which tasks wait in the kernel, and for how many requests.
+func (l *Lab) Diagnose() {
+	l.t.Helper()
+	if err := os.WriteFile("/proc/sysrq-trigger", []byte("w"), 0); err != nil {
+		l.t.Logf("sysrq: %v", err)
+	}
+	for _, script := range []string{"dmesg | tail -n 150", "grep -H . /sys/block/*/inflight | grep -v '0 *0$'", "ps -eo pid,stat,wchan:30,args | grep -v '\\['"} {
+		out, err := l.TryFor(30*time.Second, "sh", "-c", script)
+		l.t.Logf("%s: %v\n%s", script, err, out)
 	}
 }
 

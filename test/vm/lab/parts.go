@@ -3,11 +3,9 @@
 package lab
 
 import (
-	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 )
 
@@ -66,75 +64,6 @@ func (t *Target) MustLun(args ...string) string {
 		t.l.t.Fatalf("lun %v: %v\n%s", args, err, out)
 	}
 	return out
-}
-
-// Initiator is an aoe-csi initiator on a host.
-type Initiator struct {
-	*Host
-	proc *Process
-}
-
-// Initiator starts an initiator on the host and waits until its API answers.
-func (h *Host) Initiator() *Initiator {
-	h.l.t.Helper()
-	i := &Initiator{Host: h}
-	i.StartAgain()
-	return i
-}
-
-// Socket is the initiator's API socket.
-func (i *Initiator) Socket() string { return filepath.Join(i.Dir, "initiator.sock") }
-
-// StartAgain starts the initiator after Kill, on the same run directory.
-func (i *Initiator) StartAgain() {
-	i.l.t.Helper()
-	i.proc = i.Start(Binary(), "initiator", "--interface", i.If, "--socket", i.Socket(),
-		"--run-dir", i.Dir, "--state-dir", filepath.Join(i.Dir, "state"))
-	i.l.Eventually(startPatience, "initiator's API", func() error {
-		if !i.proc.Running() {
-			return fmt.Errorf("initiator ended: %s", tail(i.proc.out.String(), 2000))
-		}
-		out, err := i.CLI(startPatience/2, "stat")
-		if err != nil {
-			return fmt.Errorf("%w: %s", err, out)
-		}
-		return nil
-	})
-}
-
-// Kill sends SIGKILL to the initiator.
-func (i *Initiator) Kill() { i.proc.Kill() }
-
-// Terminate sends SIGTERM to the initiator and waits for its end.
-func (i *Initiator) Terminate(d time.Duration) error { return i.proc.Terminate(d) }
-
-// CLI runs `aoe-csi SUBCOMMAND --socket … ARG…`.
-func (i *Initiator) CLI(d time.Duration, sub string, args ...string) (string, error) {
-	return i.Try(d, append([]string{Binary(), sub, "--socket", i.Socket()}, args...)...)
-}
-
-// Attach attaches a target and returns the device's path.
-func (i *Initiator) Attach(addr string, args ...string) string {
-	i.l.t.Helper()
-	out, err := i.CLI(60*time.Second, "attach", append([]string{addr, "-o", "json"}, args...)...)
-	if err != nil {
-		i.l.t.Fatalf("attach %s: %v\n%s", addr, err, out)
-	}
-	var a struct {
-		Device string `json:"device"`
-	}
-	if err := json.Unmarshal([]byte(out[strings.Index(out, "{"):]), &a); err != nil || a.Device == "" {
-		i.l.t.Fatalf("attach %s: no device in %q: %v", addr, out, err)
-	}
-	return a.Device
-}
-
-// Detach detaches a target.
-func (i *Initiator) Detach(addr string, args ...string) {
-	i.l.t.Helper()
-	if out, err := i.CLI(60*time.Second, "detach", append([]string{addr}, args...)...); err != nil {
-		i.l.t.Fatalf("detach %s: %v\n%s", addr, err, out)
-	}
 }
 
 // Vblade starts vblade on a sparse file of the size in bytes.

@@ -3,10 +3,7 @@
 package lab
 
 import (
-	"runtime"
 	"time"
-
-	"github.com/vishvananda/netns"
 
 	"github.com/aoe-csi/aoe-csi/pkg/aoe"
 	"github.com/aoe-csi/aoe-csi/pkg/link"
@@ -26,25 +23,11 @@ const rawTag = 0x80000001
 // Raw opens a packet socket on the host's interface.
 func (h *Host) Raw() *Raw {
 	h.l.t.Helper()
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	own, err := netns.Get()
-	if err != nil {
-		h.l.t.Fatal(err)
-	}
-	ns, err := netns.GetFromName(h.NS)
-	if err != nil {
-		h.l.t.Fatal(err)
-	}
-	if err := netns.Set(ns); err != nil {
-		h.l.t.Fatal(err)
-	}
-	defer func() {
-		if err := netns.Set(own); err != nil {
-			h.l.t.Fatal(err) // the thread stays where it must not be
-		}
-	}()
-	l, err := link.OpenPacket(h.If, link.PacketConfig{Filter: link.FilterResponses(0)})
+	var l *link.Packet
+	err := h.inside(func() (err error) {
+		l, err = link.OpenPacket(h.If, link.PacketConfig{Filter: link.FilterResponses(0)})
+		return err
+	})
 	if err != nil {
 		h.l.t.Fatal(err)
 	}

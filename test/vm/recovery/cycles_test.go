@@ -1,0 +1,161 @@
+//go:build vm
+
+package recovery
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	initiatorv1 "github.com/aoe-csi/aoe-csi/pkg/api/initiator/v1"
+	"github.com/aoe-csi/aoe-csi/test/vm/lab"
+)
+
+// TestCycles: a volume is attached, written to and detached again and again, while the initiator is killed in the middle of attaching, in
+// the middle of detaching, in between, or not. Every volume works, and in the end there is nothing left of any of them.
+func TestCycles(t *testing.T) {
+	eachFrontend(t, func(t *testing.T, l *lab.Lab) {
+		times := scaled(t, "cycles", 200, 24)
+		c := cycles{t: t, l: l}
+		target, host := l.Host("t").Target(7), l.Host("a")
+		c.generation = managed(t, target, "e7.1", "16Mi", host)
+		c.i = host.Supervised()
+		c.once(nobody) // what is made once and kept is there
+		before := c.open()
+
+		seed := rand.Uint64()
+		t.Logf("seed %d", seed)
+		c.random = rand.New(rand.NewPCG(seed, 0))
+		kills := map[moment]int{}
+		for range times {
+			m := moment(c.random.IntN(int(moments)))
+			kills[m]++
+			c.once(m)
+		}
+		c.i.Kill()
+		c.i.StartAgain()
+		for range 5 {
+			c.once(nobody)
+		}
+		nothingLeft(t, c.i)
+		l.Eventually(time.Minute, "as many descriptors as before", func() error {
+			if after := c.open(); after != before {
+				return fmt.Errorf("initiator has open:\n%s\nbefore:\n%s", after, before)
+			}
+			return nil
+		})
+		figure(t, "%d cycles with %d kills while attaching, %d while attached, %d while detaching: no device, record, socket or descriptor left",
+			times, kills[whileAttaching], kills[whileAttached], kills[whileDetaching])
+	})
+}
+
+// moment is when the initiator is killed.
+type moment int
+
+const (
+	nobody moment = iota // is killed
+	whileAttaching
+	whileAttached
+	whileDetaching
+	moments
+)
+
+type cycles struct {
+	t          *testing.T
+	l          *lab.Lab
+	i          *lab.Initiator
+	generation string
+	random     *rand.Rand
+}
+
+// once attaches, uses and detaches the volume.
+func (c *cycles) once(m moment) {
+	c.t.Helper()
+	var device string
+	c.call(m == whileAttaching, "attach", func(ctx context.Context, client initiatorv1.InitiatorClient) error {
+		a, err := client.Attach(ctx, &initiatorv1.AttachRequest{
+			VolumeId: "e7.1", Target: &initiatorv1.Target{Shelf: 7, Slot: 1}, Generation: c.generation, Frontend: c.l.Frontend})
+		device = a.GetDevice()
+		return err
+	})
+	if m == whileAttached {
+		c.i.Signal(syscall.SIGKILL)
+	}
+	if err := writeBlock(device, 0, 'x'); err != nil {
+		c.t.Fatalf("write to %s: %v", device, err)
+	}
+	c.call(m == whileDetaching, "detach", func(ctx context.Context, client initiatorv1.InitiatorClient) error {
+		_, err := client.Detach(ctx, &initiatorv1.DetachRequest{VolumeId: "e7.1", Timeout: durationpb.New(time.Minute)})
+		return err
+	})
+}
+
+// call makes a call until it succeeds. If asked for, the initiator is killed during the first one.
+func (c *cycles) call(kill bool, what string, f func(context.Context, initiatorv1.InitiatorClient) error) {
+	c.t.Helper()
+	if kill {
+		done := make(chan error, 1)
+		go func() { done <- c.i.Call(time.Minute, f) }()
+		time.Sleep(time.Duration(c.random.Int64N(int64(400 * time.Millisecond))))
+		c.i.Signal(syscall.SIGKILL)
+		<-done // whatever it says
+	}
+	c.l.Eventually(2*time.Minute, what, func() error { return c.i.Call(time.Minute, f) })
+}
+
+// open lists what kinds of descriptors the initiator has how many of, and the sockets on its host.
+func (c *cycles) open() string {
+	dir := fmt.Sprintf("/proc/%d/fd", c.i.PID())
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err.Error()
+	}
+	count := map[string]int{}
+	for _, e := range entries {
+		name, err := os.Readlink(filepath.Join(dir, e.Name()))
+		if err != nil {
+			continue
+		}
+		kind, _, _ := strings.Cut(name, ":[")
+		count[kind]++
+	}
+	packet := c.i.Run("cat", "/proc/net/packet")
+	return fmt.Sprintf("%v, %d packet sockets", count, strings.Count(packet, "\n")-1)
+}
+
+// nothingLeft fails the test if anything is left of an attachment: in the kernel, in the run directory, or in the initiator's eyes.
+func nothingLeft(t *testing.T, i *lab.Initiator) {
+	t.Helper()
+	for _, pattern := range []string{"/sys/block/nbd*/pid", "/sys/block/ublkb*", "/sys/class/ublk-char/*", filepath.Join(i.Records(), "*")} {
+		if found, err := filepath.Glob(pattern); err != nil || len(found) > 0 {
+			t.Errorf("left: %v, %v", found, err)
+		}
+	}
+	if list, err := i.Attachments(time.Minute); err != nil || len(list) > 0 {
+		t.Errorf("left attached: %v, %v", list, err)
+	}
+	entries, err := os.ReadDir(i.Dir)
+	if err != nil {
+		t.Error(err)
+	}
+	for _, e := range entries {
+		if e.Type()&os.ModeSocket != 0 && e.Name() != filepath.Base(i.Socket()) {
+			t.Errorf("left: socket %s", e.Name())
+		}
+	}
+	if out, err := i.CLI(time.Minute, "doctor", "--run-dir", i.Dir, "--state-dir", filepath.Join(i.Dir, "state")); err != nil {
+		t.Errorf("doctor: %v\n%s", err, out)
+	}
+	if t.Failed() {
+		t.Error(errors.New("something was left behind"))
+	}
+}
