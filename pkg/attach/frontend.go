@@ -98,6 +98,7 @@ func deviceParams(initiatorUUID string, opts Options, info initiator.Info) block
 		Flush:         info.Flush,
 		FUA:           info.Flush && info.FUA,
 		Trim:          info.Trim && !opts.ReadOnly,
+		WriteZeroes:   info.Trim && info.TrimZeroes && info.Session && !opts.ReadOnly,
 		Rotational:    info.Rotational,
 		DeadTimeout:   deviceDeadTime,
 	}

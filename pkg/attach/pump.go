@@ -193,7 +193,10 @@ func (p *pump) submit(r *blockdev.Request) {
 	case blockdev.OpTrim:
 		q.Op = initiator.OpTrim
 	case blockdev.OpWriteZeroes:
-		q.Err = initiator.ErrUnsupported
+		q.Op = initiator.OpTrim // announced only where that makes zeroes
+		if r.FUA {
+			q.Err = initiator.ErrUnsupported
+		}
 	}
 	if p.refusing {
 		q.Err = initiator.ErrIO

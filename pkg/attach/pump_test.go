@@ -100,6 +100,7 @@ func TestPumpTranslates(t *testing.T) {
 		{blockdev.Request{Op: blockdev.OpWrite, Offset: 512, Length: 1024, Data: data, FUA: true}, "write true 1 2 1024"},
 		{blockdev.Request{Op: blockdev.OpFlush, Offset: 512, Length: 512}, "flush false 0 0 0"},
 		{blockdev.Request{Op: blockdev.OpTrim, Offset: 4096, Length: 1 << 30}, "trim false 8 2097152 0"},
+		{blockdev.Request{Op: blockdev.OpWriteZeroes, Offset: 4096, Length: 8192}, "trim false 8 16 0"},
 	}
 	for _, tt := range tests {
 		p, q, _, target := newScript(t)
@@ -138,7 +139,7 @@ func TestPumpErrors(t *testing.T) {
 
 func TestPumpRefusesWhatNobodyCanDo(t *testing.T) {
 	p, q, _, target := newScript(t)
-	q.requests[1].Op = blockdev.OpWriteZeroes
+	q.requests[1].Op, q.requests[1].FUA = blockdev.OpWriteZeroes, true
 	q.in = append(q.in, &q.requests[1])
 	p.Ready(unix.EPOLLIN)
 	p.refuse()

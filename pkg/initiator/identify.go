@@ -104,7 +104,7 @@ func (c *Core) adopt(p *path, id aoe.Identify) bool {
 	d.info = Info{
 		Addr: c.cfg.Addr, Sectors: id.Sectors(), Serial: id.Serial(), Model: id.Model(), Firmware: id.Firmware(),
 		PhysicalBlock: uint32(id.PhysicalSectorSize()), Rotational: id.Rotational(),
-		FUA: id.FUA() && id.LBA48(), Trim: id.Trim() && id.LBA48(), ConfigString: p.configString,
+		FUA: id.FUA() && id.LBA48(), Trim: id.Trim() && id.LBA48(), TrimZeroes: id.TrimZeroes(), ConfigString: p.configString,
 	}
 	c.changed = true
 	return true

@@ -22,6 +22,8 @@ type Info struct {
 	Flush bool
 	FUA   bool
 	Trim  bool
+	// TrimZeroes: the target says that trimmed sectors read as zeroes, all of them.
+	TrimZeroes bool
 	// Session: OPEN is in force; false for a foreign target.
 	Session bool
 	// ConfigString as the target has it.

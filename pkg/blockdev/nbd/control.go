@@ -35,13 +35,12 @@ const (
 
 // Server flags (include/uapi/linux/nbd.h).
 const (
-	flagHasFlags    = 1 << 0
-	flagReadOnly    = 1 << 1
-	flagSendFlush   = 1 << 2
-	flagSendFUA     = 1 << 3
-	flagRotational  = 1 << 4
-	flagSendTrim    = 1 << 5
-	flagWriteZeroes = 1 << 6
+	flagHasFlags   = 1 << 0
+	flagReadOnly   = 1 << 1
+	flagSendFlush  = 1 << 2
+	flagSendFUA    = 1 << 3
+	flagRotational = 1 << 4
+	flagSendTrim   = 1 << 5
 )
 
 // control makes the driver's control calls. All of them share a lock, so they share a watchdog.
@@ -126,6 +125,8 @@ func encodeSocket(e *netlink.AttributeEncoder, socket int) {
 	})
 }
 
+// serverFlags: zeroes are not announced, since they may be asked for without giving up space, and an error to that would not have
+// the kernel write them itself, as it does with ublk.
 func serverFlags(p blockdev.Params) uint64 {
 	flags := uint64(flagHasFlags)
 	for _, f := range []struct {
@@ -136,7 +137,6 @@ func serverFlags(p blockdev.Params) uint64 {
 		{p.Flush, flagSendFlush},
 		{p.Flush && p.FUA, flagSendFUA},
 		{p.Trim, flagSendTrim},
-		{p.WriteZeroes, flagWriteZeroes},
 		{p.Rotational, flagRotational},
 	} {
 		if f.on {

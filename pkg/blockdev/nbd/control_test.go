@@ -138,7 +138,7 @@ func TestServerFlags(t *testing.T) {
 		{blockdev.Params{FUA: true}, 0x1}, // the kernel wants FLUSH with it
 		{blockdev.Params{Flush: true, FUA: true}, 0xd},
 		{blockdev.Params{Flush: true, Trim: true}, 0x25},
-		{blockdev.Params{ReadOnly: true, Rotational: true, WriteZeroes: true}, 0x53},
+		{blockdev.Params{ReadOnly: true, Rotational: true, WriteZeroes: true}, 0x13},
 	} {
 		if got := serverFlags(tt.p); got != tt.want {
 			t.Errorf("%+v: flags %#x, want %#x", tt.p, got, tt.want)
