@@ -22,6 +22,9 @@ import (
 	"github.com/aoe-csi/aoe-csi/test/vm/lab"
 )
 
+// online asks for a front end whose devices grow while they are in use.
+var online = map[string]string{"onlineExpansion": "true"}
+
 // grow asks the controller for a larger volume.
 func (l *life) grow(size int64) error {
 	_, err := l.controller.ControllerExpandVolume(l.ctx(), &csi.ControllerExpandVolumeRequest{
@@ -89,7 +92,7 @@ func TestGrowUnderLoad(t *testing.T) {
 		{"xfs", 320 * mib, 640 * mib},
 	} {
 		t.Run(test.fsType, func(t *testing.T) {
-			l := s.newLife(t, "load-"+test.fsType, test.from, mounted(test.fsType, singleWriter), nil)
+			l := s.newLife(t, "load-"+test.fsType, test.from, mounted(test.fsType, singleWriter), online)
 			l.up("pod")
 			before, limits := l.room("pod"), l.attribute("queue/max_sectors_kb")+" "+l.attribute("queue/io_timeout")
 			fio := s.host.Start(lab.FioVerify("grow", filepath.Join(l.target("pod"), "file"), 20*time.Second, "--size=16m")...)
@@ -144,7 +147,7 @@ func TestGrowAtTheNextMount(t *testing.T) {
 	l.down("pod")
 	l.remove()
 
-	l = s.newLife(t, "rawgrow", 64*mib, raw(singleWriter), nil)
+	l = s.newLife(t, "rawgrow", 64*mib, raw(singleWriter), online)
 	l.up("disk")
 	device, err := os.OpenFile(l.target("disk"), os.O_RDWR, 0)
 	l.must(err)
@@ -162,11 +165,40 @@ func TestGrowAtTheNextMount(t *testing.T) {
 	s.nothingLeft(t)
 }
 
+// A ublk device on a kernel that cannot change its size: the answer says so and what to do, the pod goes on, and the next mount has the size.
+func TestGrowWhereTheKernelCannot(t *testing.T) {
+	s := newStack(t)
+	l := s.newLife(t, "ublk", 64*mib, mounted("", singleWriter), map[string]string{"frontend": "ublk"})
+	l.up("pod")
+	before := l.room("pod")
+	l.must(l.grow(192 * mib))
+	err := l.follow("pod", 192*mib)
+	if err == nil {
+		t.Log("this kernel can")
+	} else {
+		if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "restart the pod") || !strings.Contains(err.Error(), "6.16") {
+			t.Errorf("expansion on the node: %v, want FailedPrecondition with what to do", err)
+		}
+		l.wantDevice(64 * mib)
+	}
+	l.must(os.WriteFile(filepath.Join(l.target("pod"), "file"), make([]byte, mib), 0o600))
+	l.down("pod")
+	l.up("pod")
+	l.wantDevice(192 * mib)
+	l.must(l.follow("pod", 192*mib))
+	if after := l.room("pod"); after < before+100*mib {
+		t.Errorf("the file system had %d bytes and has %d", before, after)
+	}
+	l.down("pod")
+	l.remove()
+	s.nothingLeft(t)
+}
+
 // While the target is away nothing grows and nothing hangs, with I/O pending or without; when it is back the next try succeeds. The initiator's
 // death in between changes nothing.
 func TestGrowWithoutATarget(t *testing.T) {
 	s := newStack(t)
-	l := s.newLife(t, "away", 64*mib, mounted("", singleWriter), nil)
+	l := s.newLife(t, "away", 64*mib, mounted("", singleWriter), online)
 	l.up("pod")
 	l.must(l.grow(128 * mib))
 	s.target.Kill()
