@@ -81,6 +81,18 @@ func (l *life) room(target string) int64 {
 	return int64(stat.Blocks) * stat.Frsize
 }
 
+// fill takes room for a file of size bytes and writes at its end; all of it would take an emulated machine minutes.
+func (l *life) fill(target string, size int64) {
+	l.t.Helper()
+	file, err := os.Create(filepath.Join(l.target(target), "large"))
+	l.must(err)
+	l.must(unix.Fallocate(int(file.Fd()), 0, 0, size))
+	_, err = file.WriteAt(make([]byte, mib), size-mib)
+	l.must(err)
+	l.must(file.Sync())
+	l.must(file.Close())
+}
+
 // A mounted file system grows under fio: no error, every checksum right, and what the kernel was told when the device was made still holds.
 func TestGrowUnderLoad(t *testing.T) {
 	s := newStack(t)
@@ -114,8 +126,7 @@ func TestGrowUnderLoad(t *testing.T) {
 			if out, err := fio.Wait(3 * time.Minute); err != nil || strings.Contains(out, "verify:") {
 				t.Errorf("fio: %v\n%s", err, out)
 			}
-			// Beyond what the file system had before.
-			l.must(os.WriteFile(filepath.Join(l.target("pod"), "large"), bytes.Repeat([]byte{7}, int(test.from)), 0o600))
+			l.fill("pod", test.from) // more than the file system had before
 			l.must(l.follow("pod", test.to)) // again
 			l.down("pod")
 			l.remove()
