@@ -144,6 +144,7 @@ func NewCore(now time.Duration, cfg CoreConfig) (*Core, error) {
 	c.session.cacheEpoch, c.session.cacheKnown = cfg.CacheEpoch, cfg.CacheEpoch != 0
 	if cfg.Recovered {
 		c.holds.everything(now + duplicateLifetime)
+		c.acked = 1 // what the earlier process had acknowledged and not flushed
 	}
 	c.query.interval = queryFirst
 	return c, nil

@@ -203,6 +203,27 @@ func TestCacheEpochOfAnEarlierProcess(t *testing.T) {
 	}
 }
 
+// TestUnflushedWritesOfAnEarlierProcess: the target loses its cache after the take-over. What the earlier process acknowledged may be gone.
+func TestUnflushedWritesOfAnEarlierProcess(t *testing.T) {
+	for _, flushed := range []bool{false, true} {
+		w := newWorld(t, 8, lan, func(c *CoreConfig) { c.CacheEpoch, c.Recovered = 1, true })
+		w.attach()
+		if flushed {
+			if err := w.flush(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.target.restart(true)
+		w.run(time.Second)
+		if _, err := w.read(0, 8); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.flush(); errors.Is(err, ErrLost) == flushed {
+			t.Errorf("flushed before the loss: %v, flush after it: %v", flushed, err)
+		}
+	}
+}
+
 // TestStaleIncarnation: a clock that went back does not keep us out.
 func TestStaleIncarnation(t *testing.T) {
 	w := newWorld(t, 9, lan, nil)

@@ -24,11 +24,13 @@ func (s *Sim) control(slot uint8) {
 				s.finish(d)
 				break
 			}
-			s.unpublish(d)
+			if !s.unpublish(d) {
+				break
+			}
 		}
 		s.remove(v)
-		if v.open { // a late frame says only which slot it means
-			s.tasks.sleep(1100*time.Millisecond, s.failed)
+		if v.open {
+			s.tasks.sleep(fenceless, s.failed)
 		}
 	}
 }
@@ -133,23 +135,28 @@ func (s *Sim) expel(v *volume, n *node) {
 }
 
 // unpublish takes a volume off a node: in good order, or with the node going on as if nothing had happened until somebody detaches there.
-func (s *Sim) unpublish(d *device) {
+// False: the volume cannot be published again.
+func (s *Sim) unpublish(d *device) bool {
+	v := d.volume
 	if s.dice.IntN(2) == 0 {
 		s.detach(d, s.dice.IntN(4) == 0)
-		s.expel(d.volume, d.node)
-		return
+		s.expel(v, d.node)
+		return true
 	}
-	s.expel(d.volume, d.node)
 	late := time.Duration(s.dice.Int64N(int64(8 * time.Second)))
-	if d.volume.open { // without fencing nobody else may have it before
-		s.detach(d, true)
-		return
+	s.expel(v, d.node)
+	if v.open {
+		late += fenceless // it is deleted, and another one comes to its slot, while the device is still there
 	}
 	s.begin(func() {
 		s.tasks.sleep(late, s.over)
 		s.detach(d, true)
 	})
+	return !v.open
 }
+
+// fenceless is how long a slot of open access rests: frames name no volume, but after so long a silence an initiator asks who is there.
+const fenceless = 7 * time.Second
 
 // detach waits for an initiator to detach with.
 func (s *Sim) detach(d *device, force bool) {

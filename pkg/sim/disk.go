@@ -241,6 +241,7 @@ func (h *handle) syncFails() error {
 	h.disk.failSync = false
 	h.life.sim.tracef("disk: fdatasync of %.8s fails", h.file.name)
 	h.file.lose(h.life.sim)
+	h.life.sim.dieSoon(h.life)
 	return errDisk
 }
 

@@ -35,6 +35,10 @@ func (s *Sim) makePlan() plan {
 		p.mangled = float64(d.IntN(30)) / 1000
 	}
 	p.profile = s.makeProfile(p.openVolumes)
+	if p.openVolumes && d.IntN(3) == 0 {
+		p.duration += 2 * fenceless
+		p.think *= 3
+	}
 	for _, f := range faults {
 		if d.IntN(3) == 0 && !(f.managed && p.openVolumes) {
 			p.faults = append(p.faults, f)

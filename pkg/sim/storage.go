@@ -96,6 +96,21 @@ func (h *storage) kill() {
 	l.cancel()
 }
 
+// dieSoon sometimes kills a process that has just heard of a loss, before or after it has told anybody.
+func (s *Sim) dieSoon(l *life) {
+	if s.healed || s.dice.IntN(2) == 0 {
+		return
+	}
+	s.begin(func() {
+		s.tasks.sleep(time.Duration(s.dice.Int64N(int64(2*s.plan.disk+time.Millisecond))), s.failed)
+		if l.storage.life == l {
+			l.storage.kill()
+			s.tasks.sleep(time.Duration(s.dice.IntN(300))*time.Millisecond, s.failed)
+			l.storage.up()
+		}
+	})
+}
+
 // stop ends the process in an orderly way; it is called by a task.
 func (h *storage) stop(t *turns) {
 	l := h.life
