@@ -58,7 +58,8 @@ func (c *Core) receive(link LinkID, b []byte) bool {
 // onData takes the answer to a data frame.
 func (c *Core) onData(p *path, e *entry, f aoe.Frame) bool {
 	if f.IsError() {
-		if f.ErrorCode() == aoe.ErrorVersion && e.sends < versionTries {
+		if f.ErrorCode() == aoe.ErrorVersion && e.versions < versionTries {
+			e.versions++
 			p.heardFrom(c.now)
 			c.resend(e) // damaged on the way: the target has answered others
 			return true

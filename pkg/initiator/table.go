@@ -30,7 +30,9 @@ type entry struct {
 	due     time.Duration // retransmission
 	rto     time.Duration
 	sends   int
-	mark    uint64 // of a flush: how many writes were acknowledged when it was first sent
+	// versions is how often the frame was refused for its version.
+	versions int
+	mark     uint64 // of a flush: how many writes were acknowledged when it was first sent
 }
 
 // lba is the entry's first sector.
