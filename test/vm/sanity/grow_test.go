@@ -126,7 +126,7 @@ func TestGrowUnderLoad(t *testing.T) {
 			if out, err := fio.Wait(3 * time.Minute); err != nil || strings.Contains(out, "verify:") {
 				t.Errorf("fio: %v\n%s", err, out)
 			}
-			l.fill("pod", test.from) // more than the file system had before
+			l.fill("pod", test.from)         // more than the file system had before
 			l.must(l.follow("pod", test.to)) // again
 			l.down("pod")
 			l.remove()
