@@ -4,12 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/cobra"
 	"k8s.io/klog/v2"
 
+	"github.com/aoe-csi/aoe-csi/internal/shutdown"
 	"github.com/aoe-csi/aoe-csi/pkg/attach"
 	"github.com/aoe-csi/aoe-csi/pkg/blockdev"
 	"github.com/aoe-csi/aoe-csi/pkg/blockdev/nbd"
@@ -22,6 +23,9 @@ const defaultSocket = "/run/aoe-csi/initiator.sock"
 
 func init() { commands = append(commands, newInitiatorCommand) }
 
+// endTimeout is how long an initiator may take to end when the machine goes down: less than supervise and the kubelet grant it.
+const endTimeout = 8 * time.Second
+
 // initiatorOptions are the flags of `aoe-csi initiator`.
 type initiatorOptions struct {
 	interfaces []string
@@ -32,6 +36,7 @@ type initiatorOptions struct {
 	shards     int
 	poolMax    int
 	maxVolumes int
+	hostRoot   string
 }
 
 func newInitiatorCommand() *cobra.Command {
@@ -54,6 +59,7 @@ with the same run directory, which takes them over.`,
 	flags.IntVar(&opt.shards, "shards", 1, fmt.Sprintf("event loops, each a thread; up to %d", initiator.MaxShards))
 	flags.IntVar(&opt.poolMax, "pool-max", initiator.DefaultPoolMax, "ceiling of transmit frames per volume")
 	flags.IntVar(&opt.maxVolumes, "max-volumes", 256, "most volumes that can be attached at a time")
+	flags.StringVar(&opt.hostRoot, "host-root", "/proc/1/root", "root directory of the host, where systemd is asked whether the machine goes down: then devices are not left to the next initiator")
 	addVerbosity(cmd)
 	return cmd
 }
@@ -123,13 +129,23 @@ func runInitiator(ctx context.Context, opt initiatorOptions) (err error) {
 		return err
 	}
 	klog.InfoS("Initiator is ready", "socket", opt.socket, "interfaces", opt.interfaces, "shards", opt.shards, "version", version)
-	return serveInitiator(ctx, manager, listener)
+	err = attach.NewServer(manager, initiator.Discover, version).Serve(ctx, listener)
+	return errors.Join(err, endInitiator(manager, opt.hostRoot))
 }
 
-func serveInitiator(ctx context.Context, manager *attach.Manager, listener net.Listener) error {
-	err := attach.NewServer(manager, initiator.Discover, version).Serve(ctx, listener)
+// endInitiator decides what becomes of the devices: the next initiator takes them over, unless the machine goes down and there will be none.
+func endInitiator(manager *attach.Manager, hostRoot string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), endTimeout)
+	defer cancel()
+	down, err := shutdown.Pending(ctx, hostRoot)
+	if err != nil {
+		klog.InfoS("Cannot tell whether the machine goes down, assuming that it does not", "err", err)
+	}
+	if down {
+		return manager.End(ctx)
+	}
 	klog.InfoS("Initiator ends; its devices stay and wait for the next one", "attachments", len(manager.List()))
-	return err
+	return manager.Close()
 }
 
 func newShards(opt initiatorOptions) ([]*initiator.Shard, error) {
