@@ -41,7 +41,7 @@ command that ends well, or with status 2 (called wrongly), is not started again.
 			return s.run(cmd.Context())
 		},
 	}
-	cmd.Flags().DurationVar(&s.grace, "grace", 10*time.Second, "how long the command may take to end before it is killed")
+	cmd.Flags().DurationVar(&s.grace, "grace", 25*time.Second, "how long the command may take to end before it is killed")
 	return cmd
 }
 

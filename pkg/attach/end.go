@@ -14,19 +14,19 @@ import (
 const unmountedEvery = 200 * time.Millisecond
 
 // End is Close for a machine that goes down, where no initiator follows: whatever used a device that nobody serves would wait for
-// ever, and the machine with it. While the devices are still served, everything that is dirty is written back, for a third of the
-// time that ctx leaves, and mounts get another third to go away. Then all devices are removed; what is written to one that is
-// still mounted fails.
+// ever, and the machine with it. While the devices are still served, everything that is dirty is written back, for at most
+// six tenths of the time that ctx leaves, and mounts get until eight tenths of it to go away. Then all devices are removed; what is
+// written to one that is still mounted fails.
 func (m *Manager) End(ctx context.Context) error {
 	left := time.Minute
 	if deadline, ok := ctx.Deadline(); ok {
 		left = time.Until(deadline)
 	}
 	begin := time.Now()
-	writeBack(ctx, left/3)
+	writeBack(ctx, left*6/10)
 	var wg sync.WaitGroup
 	for _, a := range m.all() {
-		wg.Go(func() { m.end(ctx, a.opts.VolumeID, begin.Add(left*2/3)) })
+		wg.Go(func() { m.end(ctx, a.opts.VolumeID, begin.Add(left*8/10)) })
 	}
 	wg.Wait()
 	return m.Close()

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -22,6 +23,8 @@ type Initiator struct {
 	*Host
 	frontend   string
 	supervised bool
+	through    []string // a command that starts it
+	flags      []string
 	proc       *Process
 	earlier    string // what processes before this one printed
 }
@@ -42,6 +45,14 @@ func (h *Host) Supervised() *Initiator {
 	return i
 }
 
+// InitiatorThrough is Initiator, started by another command, its only child, and with more flags.
+func (h *Host) InitiatorThrough(command []string, flags ...string) *Initiator {
+	h.l.t.Helper()
+	i := &Initiator{Host: h, frontend: h.l.Frontend, supervised: true, through: command, flags: flags}
+	i.StartAgain()
+	return i
+}
+
 // Socket is the initiator's API socket.
 func (i *Initiator) Socket() string { return filepath.Join(i.Dir, "initiator.sock") }
 
@@ -51,12 +62,13 @@ func (i *Initiator) Records() string { return filepath.Join(i.Dir, "attachments"
 // StartAgain starts the initiator after Kill, on the same run directory, and waits until its API answers.
 func (i *Initiator) StartAgain() {
 	i.l.t.Helper()
-	var argv []string
-	if i.supervised {
+	argv := slices.Clone(i.through)
+	if i.supervised && argv == nil {
 		argv = []string{Binary(), "supervise", "--"}
 	}
 	argv = append(argv, Binary(), "initiator", "--interface", i.If, "--socket", i.Socket(), "--frontend", i.frontend,
 		"--run-dir", i.Dir, "--state-dir", filepath.Join(i.Dir, "state"))
+	argv = append(argv, i.flags...)
 	if i.proc != nil {
 		i.earlier += i.proc.Output()
 	}
@@ -75,6 +87,9 @@ func (i *Initiator) Kill() { i.proc.Kill() }
 
 // Terminate sends SIGTERM to the initiator, or its supervisor, and waits for its end.
 func (i *Initiator) Terminate(d time.Duration) error { return i.proc.Terminate(d) }
+
+// Wait waits for the initiator's own end, or its supervisor's.
+func (i *Initiator) Wait(d time.Duration) (string, error) { return i.proc.Wait(d) }
 
 // Log is what the initiator, with all that ran before it, has printed.
 func (i *Initiator) Log() string { return i.earlier + i.proc.Output() }

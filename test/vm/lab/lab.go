@@ -245,6 +245,9 @@ func (p *Process) Wait(d time.Duration) (string, error) {
 	}
 }
 
+// PID is the process that was started.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
 // Output is what the process has printed so far, both streams.
 func (p *Process) Output() string { return p.out.String() }
 
