@@ -15,5 +15,7 @@ var (
 	ErrMismatch  = errors.New("directory belongs to another shelf")
 	ErrFormat    = errors.New("metadata of a newer version")
 	ErrLocked    = errors.New("directory is in use by another process")
-	ErrClosed    = errors.New("shelf is closed")
+	// ErrNotDurable is a File's: an fsync failed; acknowledged writes may be gone.
+	ErrNotDurable = errors.New("data not durable")
+	ErrClosed     = errors.New("shelf is closed")
 )

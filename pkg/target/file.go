@@ -66,6 +66,7 @@ func openFile(path string, size int64) (*sparseFile, error) {
 	return b, nil
 }
 
+// ReadAt implements File.
 func (b *sparseFile) ReadAt(p []byte, off int64) error {
 	for len(p) > 0 {
 		n, err := unix.Pread(b.fd, p, off)
@@ -83,12 +84,14 @@ func (b *sparseFile) ReadAt(p []byte, off int64) error {
 	return nil
 }
 
+// ReadCached implements File.
 func (b *sparseFile) ReadCached(p []byte, off int64) bool {
 	iov := [1][]byte{p}
 	n, err := unix.Preadv2(b.fd, iov[:], off, unix.RWF_NOWAIT)
 	return err == nil && n == len(p)
 }
 
+// WriteAt implements File.
 func (b *sparseFile) WriteAt(p []byte, off int64, durable bool) error {
 	for len(p) > 0 {
 		n, err := b.write(p, off, durable)
@@ -114,6 +117,7 @@ func (b *sparseFile) write(p []byte, off int64, durable bool) (int, error) {
 	return unix.Pwritev2(b.fd, iov[:], off, unix.RWF_DSYNC)
 }
 
+// Sync implements File.
 func (b *sparseFile) Sync() error {
 	for {
 		if err := unix.Fdatasync(b.fd); !errors.Is(err, unix.EINTR) {
@@ -122,6 +126,7 @@ func (b *sparseFile) Sync() error {
 	}
 }
 
+// Discard implements File.
 func (b *sparseFile) Discard(off, n int64) error {
 	for {
 		err := unix.Fallocate(b.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
@@ -131,8 +136,10 @@ func (b *sparseFile) Discard(off, n int64) error {
 	}
 }
 
+// Trims implements File.
 func (b *sparseFile) Trims() bool { return b.punch }
 
+// Grow implements File.
 func (b *sparseFile) Grow(n int64) error {
 	info, err := b.file.Stat()
 	if err == nil && info.Size() < n {
@@ -149,6 +156,7 @@ func (b *sparseFile) Grow(n int64) error {
 	return nil
 }
 
+// Allocated implements File.
 func (b *sparseFile) Allocated() (int64, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(b.fd, &st); err != nil {
@@ -157,4 +165,5 @@ func (b *sparseFile) Allocated() (int64, error) {
 	return st.Blocks * 512, nil
 }
 
+// Close implements File.
 func (b *sparseFile) Close() error { return b.file.Close() }

@@ -3,7 +3,6 @@ package target
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -75,9 +74,6 @@ type File interface {
 	Allocated() (int64, error)
 	Close() error
 }
-
-// ErrNotDurable: an fsync failed; acknowledged writes may be gone.
-var ErrNotDurable = errors.New("data not durable")
 
 // Turns runs a simulation's tasks one at a time: a task has its turn until it ends or waits in Await.
 type Turns interface {

@@ -59,25 +59,32 @@ func TestMissingFileIsNotFlushed(t *testing.T) {
 	}
 }
 
-// markless is a directory that takes no marks.
-type markless struct {
+// fullMedia is a directory that takes no marks or no records.
+type fullMedia struct {
 	Media
-	denied bool
+	noMarks, noRecords bool
 }
 
-func (m *markless) Mark(string) error {
-	if m.denied {
+func (m *fullMedia) Mark(name string) error {
+	if m.noMarks {
 		return unix.EROFS
 	}
-	return nil
+	return m.Media.Mark(name)
 }
 
-type marklessHost struct {
+func (m *fullMedia) Update(changes ...Change) error {
+	if m.noRecords {
+		return unix.ENOSPC
+	}
+	return m.Media.Update(changes...)
+}
+
+type fullHost struct {
 	testHost
-	media *markless
+	media *fullMedia
 }
 
-func (h marklessHost) Open(dir string) (Media, error) {
+func (h fullHost) Open(dir string) (Media, error) {
 	m, err := h.machine.Open(dir)
 	h.media.Media = m
 	return h.media, err
@@ -107,19 +114,41 @@ func TestLossIsRememberedOverKill(t *testing.T) {
 	}
 }
 
+// TestLossAtCloseIsMarked: the same as TestLossAtCloseIsRemembered, but the process does not get so far as to store it.
+func TestLossAtCloseIsMarked(t *testing.T) {
+	number := uint16(testShelf)
+	media := new(fullMedia)
+	var d *disk
+	r := newRigAt(t, Config{Dir: t.TempDir(), Number: &number, Host: fullHost{media: media}, wrap: func(b File) File {
+		d = newDisk(b)
+		return d
+	}})
+	r.lun(ManagedAccess)
+	before, _, _ := written(t, r)
+	r.lossy = true
+	d.failSync.Store(true)
+	media.noRecords = true
+	r.stop()
+	media.noRecords = false
+	r.start()
+	if o := r.client(macA).open(aoe.OpenSession, uuidA, 2, testGen); o.CacheEpoch() == before {
+		t.Error("the cache epoch is the same though data may be gone")
+	}
+}
+
 // TestUnmarkedLossIsNotTold: while nothing but the process knows of the loss, the flush is not answered.
 func TestUnmarkedLossIsNotTold(t *testing.T) {
 	number := uint16(testShelf)
-	media := new(markless)
+	media := new(fullMedia)
 	var d *disk
-	r := newRigAt(t, Config{Dir: t.TempDir(), Number: &number, Host: marklessHost{media: media}, wrap: func(b File) File {
+	r := newRigAt(t, Config{Dir: t.TempDir(), Number: &number, Host: fullHost{media: media}, wrap: func(b File) File {
 		d = newDisk(b)
 		return d
 	}})
 	r.lun(ManagedAccess)
 	_, a, session := written(t, r)
 	d.failSync.Store(true)
-	media.denied = true
+	media.noMarks = true
 	l := r.shelf.at(3)
 	l.control.Lock() // the epoch is not stored
 	store := sync.OnceFunc(l.control.Unlock)

@@ -161,16 +161,13 @@ func (l *lun) save(change func(*lunRecord)) error {
 	}
 	l.rec.Store(rec)
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.adopt(rec)
-	stored := l.offline && l.cacheEpoch == rec.CacheEpoch
-	if stored {
-		l.offline, l.unmarked = false, false
+	if !l.offline || l.cacheEpoch != rec.CacheEpoch {
+		return nil
 	}
-	l.mu.Unlock()
-	if stored {
-		return l.shelf.unmark(l.uuid)
-	}
-	return nil
+	l.offline, l.unmarked = false, false
+	return l.shelf.unmark(l.uuid)
 }
 
 func (l *lun) addr() aoe.Addr { return aoe.Addr{Shelf: l.shelf.number, Slot: l.slot} }

@@ -5,12 +5,29 @@ type missing struct {
 	err error
 }
 
-func (m missing) ReadAt([]byte, int64) error        { return m.err }
-func (m missing) ReadCached([]byte, int64) bool     { return false }
+// ReadAt implements File.
+func (m missing) ReadAt([]byte, int64) error { return m.err }
+
+// ReadCached implements File.
+func (m missing) ReadCached([]byte, int64) bool { return false }
+
+// WriteAt implements File.
 func (m missing) WriteAt([]byte, int64, bool) error { return m.err }
-func (m missing) Sync() error                       { return m.err } // an earlier process may have acknowledged writes
-func (m missing) Discard(int64, int64) error        { return m.err }
-func (m missing) Trims() bool                       { return false }
-func (m missing) Grow(int64) error                  { return m.err }
-func (m missing) Allocated() (int64, error)         { return 0, nil }
-func (m missing) Close() error                      { return nil }
+
+// Sync implements File; an earlier process may have acknowledged writes.
+func (m missing) Sync() error { return m.err }
+
+// Discard implements File.
+func (m missing) Discard(int64, int64) error { return m.err }
+
+// Trims implements File.
+func (m missing) Trims() bool { return false }
+
+// Grow implements File.
+func (m missing) Grow(int64) error { return m.err }
+
+// Allocated implements File.
+func (m missing) Allocated() (int64, error) { return 0, nil }
+
+// Close implements File.
+func (m missing) Close() error { return nil }

@@ -273,7 +273,8 @@ func (l *lun) close() (durable bool, err error) {
 	l.control.Unlock()
 	l.clerk.Wait()
 	if err = l.back.Sync(); err != nil {
-		err = fmt.Errorf("%s: make data durable: %w", l.addr(), err)
+		// The mark first: the process may be killed before the epoch is stored.
+		err = errors.Join(fmt.Errorf("%s: make data durable: %w", l.addr(), err), l.shelf.media.Mark(l.uuid))
 		durable = false
 	}
 	if !durable {
@@ -290,7 +291,10 @@ func (l *lun) close() (durable bool, err error) {
 func (l *lun) renewCacheEpoch() error {
 	rec := l.rec.Load().clone()
 	rec.CacheEpoch = l.shelf.newCacheEpoch(rec.CacheEpoch)
-	return l.shelf.store.putLuns(rec)
+	if err := l.shelf.store.putLuns(rec); err != nil {
+		return err
+	}
+	return l.shelf.unmark(l.uuid)
 }
 
 // release closes what open opened.

@@ -118,12 +118,12 @@ func (l *lun) drain(ctx context.Context) error {
 // stores the new epoch; nothing is served until it is stored. The kernel has told of the loss and will not do so again: the mark
 // is for a process that starts after this one was killed before the epoch was stored.
 func (l *lun) loseCache(cause error) {
-	err := l.shelf.media.Mark(l.uuid)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	err := l.shelf.media.Mark(l.uuid) // under mu, so that save does not take it for the mark of an earlier loss
 	if err != nil {
 		klog.ErrorS(err, "Loss not marked", "lun", l.addr(), "generation", l.generation)
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	klog.ErrorS(cause, "Data not durable, acknowledged writes may be lost", "lun", l.addr(), "generation", l.generation)
 	l.cacheEpoch = l.shelf.newCacheEpoch(l.cacheEpoch)
 	l.flushLost, l.offline = true, true

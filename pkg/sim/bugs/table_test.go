@@ -72,5 +72,6 @@ var bugs = []struct {
 	{"commands cut short are refused", []edit{{"target/ata.go", "	if carriesData(a.Command()) {", "	if false {"}}},
 	{"epochs of the LUN before used at once", []edit{{"target/admin.go", "	l.rest(s.vacated[r.Slot])\n", ""}}},
 	{"a closing shelf says no such LUN", []edit{{"target/admin.go", "	if s.closed.Load() {\n		return ErrClosed\n	}\n	return fmt.Errorf(\"%s-%s", "	return fmt.Errorf(\"%s-%s"}}},
-	{"loss not marked", []edit{{"target/worker.go", "	err := l.shelf.media.Mark(l.uuid)", "	err := error(nil)"}}},
+	{"loss at the end not marked", []edit{{"target/shelf.go", "l.addr(), err), l.shelf.media.Mark(l.uuid))", "l.addr(), err))"}}},
+	{"loss not marked", []edit{{"target/worker.go", "	err := l.shelf.media.Mark(l.uuid) //", "	err := error(nil) //"}}},
 }
