@@ -138,8 +138,9 @@ func (p *Pool) take(list **Frame) *Frame {
 // push is last in, first out: the frame used last is the one in the cache.
 func (p *Pool) push(list **Frame, f *Frame) {
 	if poisonFreed {
-		for i := range f.buf {
-			f.buf[i] = poison
+		f.buf[0] = poison
+		for n := 1; n < len(f.buf); n *= 2 {
+			copy(f.buf[n:], f.buf[:n])
 		}
 	}
 	f.next, *list = *list, f
