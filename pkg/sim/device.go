@@ -36,16 +36,15 @@ type device struct {
 	addr   aoe.Addr
 	core   *initiator.Core // nil: no process
 	// What the attachment's record has.
-	incarnation uint64
-	state       initiator.State
-	attachedAt  uint64 // model's time
-	lostAt      uint64 // when an acknowledged write of this attachment was lost; 0: never
-	poolMax     int
-	pending     []*request
-	fenced      bool // its node was taken off; it may be admitted again
-	gone        bool // detached: nothing more is submitted
-	live        bool // the core is ready
-	wasReady    bool // … or one before it was
+	state      initiator.State
+	attachedAt uint64 // model's time
+	lostAt     uint64 // when an acknowledged write of this attachment was lost; 0: never
+	poolMax    int
+	pending    []*request
+	fenced     bool // its node was taken off; it may be admitted again
+	gone       bool // detached: nothing more is submitted
+	live       bool // the core is ready
+	wasReady   bool // … or one before it was
 }
 
 // request is an operation on its way, as the kernel has it.

@@ -69,7 +69,6 @@ type model struct {
 	time    uint64
 	ops     []*operation
 	volumes map[string]*volume // by UUID
-	files   map[string]*file
 }
 
 func newModel(s *Sim) *model {
@@ -274,7 +273,7 @@ func (m *model) sawZeroes(o *operation, lba int) {
 		}
 		fits := true
 		for _, c := range v.history[lba] {
-			fits = fits && (c == z || !(z.first < c.last && c.first < o.start))
+			fits = fits && (c == z || z.first >= c.last || c.first >= o.start)
 		}
 		if fits {
 			return
@@ -336,7 +335,7 @@ func (m *model) isOlder(v *volume, sector []byte, lba int, o *operation) bool {
 	c := v.find(lba, o)
 	if w == nil {
 		for _, z := range v.history[lba] {
-			if z.op != nil && z.op.kind == initiator.OpTrim && c != nil && !(z.first < c.last) {
+			if z.op != nil && z.op.kind == initiator.OpTrim && c != nil && z.first >= c.last {
 				return false
 			}
 		}

@@ -40,7 +40,7 @@ func (s *Sim) makePlan() plan {
 		p.think *= 3
 	}
 	for _, f := range faults {
-		if d.IntN(3) == 0 && !(f.managed && p.openVolumes) {
+		if d.IntN(3) == 0 && (!f.managed || !p.openVolumes) {
 			p.faults = append(p.faults, f)
 		}
 	}
