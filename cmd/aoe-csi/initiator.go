@@ -15,6 +15,7 @@ import (
 	"github.com/aoe-csi/aoe-csi/pkg/blockdev"
 	"github.com/aoe-csi/aoe-csi/pkg/blockdev/nbd"
 	"github.com/aoe-csi/aoe-csi/pkg/blockdev/ublk"
+	"github.com/aoe-csi/aoe-csi/pkg/inband"
 	"github.com/aoe-csi/aoe-csi/pkg/initiator"
 )
 
@@ -129,7 +130,7 @@ func runInitiator(ctx context.Context, opt initiatorOptions) (err error) {
 		return err
 	}
 	klog.InfoS("Initiator is ready", "socket", opt.socket, "interfaces", opt.interfaces, "shards", opt.shards, "version", version)
-	err = attach.NewServer(manager, initiator.Discover, version).Serve(ctx, listener)
+	err = attach.NewServer(manager, inband.Discover, version).Serve(ctx, listener)
 	return errors.Join(err, endInitiator(manager, opt.hostRoot))
 }
 

@@ -6,6 +6,7 @@ import (
 
 	"github.com/aoe-csi/aoe-csi/pkg/aoe"
 	initiatorv1 "github.com/aoe-csi/aoe-csi/pkg/api/initiator/v1"
+	"github.com/aoe-csi/aoe-csi/pkg/inband"
 	"github.com/aoe-csi/aoe-csi/pkg/initiator"
 )
 
@@ -41,10 +42,31 @@ func statisticsMessage(s initiator.Stats) *initiatorv1.Statistics {
 	}
 }
 
-func foundMessage(f initiator.Found) *initiatorv1.Discovered {
+func foundMessage(a inband.Answer, conflict string) *initiatorv1.Discovered {
 	return &initiatorv1.Discovered{
-		Target: targetMessage(f.Addr), Interface: f.Interface, Mac: f.MAC.String(),
-		BufferCount: uint32(f.BufferCount), SectorCount: uint32(f.SectorCount), Firmware: uint32(f.Firmware),
-		Config: []byte(f.ConfigString), SizeBytes: f.Sectors * sectorBytes, Model: f.Model, Serial: f.Serial,
+		Target: targetMessage(a.Addr), Interface: a.Interface, Mac: a.MAC.String(),
+		BufferCount: uint32(a.BufferCount), SectorCount: uint32(a.SectorCount), Firmware: uint32(a.Firmware),
+		Config: []byte(a.ConfigString), SizeBytes: a.Sectors * sectorBytes, Model: a.Model, Serial: a.Serial,
+		Revision: a.Revision, Lba48: a.LBA48, Flush: a.FlushClaimed && !inband.QuirksOf(a).FlushLies, Trim: a.Trim, TrimZeroes: a.TrimZeroes,
+		Reserve: supportMessage(a.Reserve), Reserved: macTexts(a.Reserved), Mask: supportMessage(a.Mask), Masked: macTexts(a.Masked),
+		Conflict: conflict,
 	}
+}
+
+func supportMessage(s inband.Support) initiatorv1.Support {
+	switch s {
+	case inband.Yes:
+		return initiatorv1.Support_SUPPORT_YES
+	case inband.No:
+		return initiatorv1.Support_SUPPORT_NO
+	}
+	return initiatorv1.Support_SUPPORT_UNSPECIFIED
+}
+
+func macTexts(macs []aoe.MAC) []string {
+	var texts []string
+	for _, m := range macs {
+		texts = append(texts, m.String())
+	}
+	return texts
 }

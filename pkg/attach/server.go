@@ -12,6 +12,7 @@ import (
 	"github.com/aoe-csi/aoe-csi/pkg/aoe"
 	initiatorv1 "github.com/aoe-csi/aoe-csi/pkg/api/initiator/v1"
 	"github.com/aoe-csi/aoe-csi/pkg/blockdev"
+	"github.com/aoe-csi/aoe-csi/pkg/inband"
 	"github.com/aoe-csi/aoe-csi/pkg/initiator"
 )
 
@@ -22,8 +23,8 @@ const (
 	maxDiscoverWait = time.Minute
 )
 
-// Discoverer asks who is on the wire; initiator.Discover.
-type Discoverer func(context.Context, initiator.DiscoverConfig) ([]initiator.Found, error)
+// Discoverer asks who is on the wire; inband.Discover.
+type Discoverer func(context.Context, inband.Config, inband.ScanConfig) ([]inband.Answer, error)
 
 // Server is the initiator's API over a Manager.
 type Server struct {
@@ -127,27 +128,30 @@ func (s *Server) Watch(_ *initiatorv1.WatchRequest, stream initiatorv1.Initiator
 
 // Discover implements initiatorv1.InitiatorServer.
 func (s *Server) Discover(ctx context.Context, r *initiatorv1.DiscoverRequest) (*initiatorv1.DiscoverResponse, error) {
-	c := initiator.DiscoverConfig{Interfaces: r.GetInterfaces(), RunDir: s.manager.cfg.RunDir, Wait: r.GetWait().AsDuration()}
-	if c.Wait < 0 || c.Wait > maxDiscoverWait {
-		return nil, status.Errorf(codes.InvalidArgument, "wait is %v: it can be up to %v", c.Wait, maxDiscoverWait)
+	where := inband.Config{Interfaces: r.GetInterfaces(), RunDir: s.manager.cfg.RunDir}
+	what := inband.ScanConfig{Wait: r.GetWait().AsDuration(), Abilities: r.GetAbilities()}
+	if what.Wait < 0 || what.Wait > maxDiscoverWait {
+		return nil, status.Errorf(codes.InvalidArgument, "wait is %v: it can be up to %v", what.Wait, maxDiscoverWait)
 	}
-	if len(c.Interfaces) == 0 {
-		c.Interfaces = s.manager.cfg.Interfaces
+	if len(where.Interfaces) == 0 {
+		where.Interfaces = s.manager.cfg.Interfaces
 	}
 	if r.GetTarget() != nil {
 		addr, err := address(r.GetTarget())
 		if err != nil {
 			return nil, err
 		}
-		c.Addr = &addr
+		what.Addr = &addr
 	}
-	found, err := s.discover(ctx, c)
+	answers, err := s.discover(ctx, where, what)
 	if err != nil {
 		return nil, status.Error(code(err), err.Error())
 	}
 	response := &initiatorv1.DiscoverResponse{}
-	for _, f := range found {
-		response.Targets = append(response.Targets, foundMessage(f))
+	for _, t := range inband.Targets(answers) {
+		for _, a := range t.Answers {
+			response.Targets = append(response.Targets, foundMessage(a, t.Conflict))
+		}
 	}
 	return response, nil
 }
@@ -221,6 +225,7 @@ func code(err error) codes.Code {
 		{initiator.ErrPending, codes.Unavailable},
 		{initiator.ErrClosed, codes.Unavailable},
 		{initiator.ErrNoInterface, codes.Unavailable},
+		{inband.ErrNoInterface, codes.Unavailable},
 		{context.Canceled, codes.Canceled},
 		{context.DeadlineExceeded, codes.DeadlineExceeded},
 	} {

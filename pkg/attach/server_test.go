@@ -15,6 +15,7 @@ import (
 
 	initiatorv1 "github.com/aoe-csi/aoe-csi/pkg/api/initiator/v1"
 	"github.com/aoe-csi/aoe-csi/pkg/blockdev"
+	"github.com/aoe-csi/aoe-csi/pkg/inband"
 	"github.com/aoe-csi/aoe-csi/pkg/initiator"
 )
 
@@ -28,7 +29,7 @@ func (b *bench) serve() *Client {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	server := NewServer(b.m, initiator.Discover, "v1.2.3")
+	server := NewServer(b.m, inband.Discover, "v1.2.3")
 	go func() { done <- server.Serve(ctx, listener) }()
 	client, err := Dial(socket)
 	if err != nil {
@@ -84,7 +85,7 @@ func TestServer(t *testing.T) {
 	if err != nil || node.GetVersion() != "v1.2.3" || len(node.GetInitiatorUuid()) != 36 || len(node.GetFrontends()) != 1 || !node.GetFrontends()[0].GetAvailable() {
 		t.Errorf("GetNode: %v, %v", node, err)
 	}
-	found, err := client.Discover(ctx, &initiatorv1.DiscoverRequest{Wait: durationpb.New(300 * time.Millisecond)})
+	found, err := client.Discover(ctx, &initiatorv1.DiscoverRequest{Wait: durationpb.New(20 * time.Second)})
 	if err != nil || len(found.GetTargets()) != 4 || found.GetTargets()[0].GetSizeBytes() != lunBytes {
 		t.Errorf("Discover: %v, %v", found, err)
 	}

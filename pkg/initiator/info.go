@@ -129,18 +129,3 @@ type Stats struct {
 	PoolGrown   uint64
 	PoolWaits   uint64
 }
-
-// Found is a target that answered a discovery.
-type Found struct {
-	Addr         aoe.Addr
-	Interface    string // "local" for a unix socket
-	MAC          aoe.MAC
-	BufferCount  int
-	SectorCount  int
-	Firmware     uint16
-	ConfigString string
-	// What IDENTIFY said; Sectors is 0 if it was not answered.
-	Sectors uint64
-	Model   string
-	Serial  string
-}

@@ -15,8 +15,8 @@ import (
 	"github.com/aoe-csi/aoe-csi/pkg/aoe"
 )
 
-// MaxShards is how many shards a host can have; the last number of the tags' shard bits is Discover's.
-const MaxShards = discoverShard
+// MaxShards is how many shards a host can have; the last number of the tags' shard bits is package inband's.
+const MaxShards = aoe.MaxShards - 1
 
 const (
 	// eventBatch is how many events one turn of the loop takes.

@@ -4,7 +4,6 @@ package initiator
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"os/exec"
 	"strings"
@@ -99,17 +98,4 @@ func TestVbladeRestart(t *testing.T) {
 	if d.Stats().Errors != 0 {
 		t.Errorf("stats %+v", d.Stats())
 	}
-}
-
-func TestDiscoverVblade(t *testing.T) {
-	ours, theirs := cable(t, "vd", 9000)
-	startVblade(t, theirs, diskFile(t, 1<<20))
-	eventually(t, "vblade is found", func() bool {
-		found, err := Discover(context.Background(), DiscoverConfig{Interfaces: []string{ours}, Wait: 300 * time.Millisecond})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return len(found) == 1 && found[0].Addr == testAddr && found[0].Sectors == 2048 && found[0].BufferCount == 16 &&
-			found[0].Interface == ours && found[0].SectorCount == 17
-	})
 }

@@ -26,6 +26,55 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type Support int32
+
+const (
+	Support_SUPPORT_UNSPECIFIED Support = 0 // not asked
+	Support_SUPPORT_NO          Support = 1 // refused, or not answered
+	Support_SUPPORT_YES         Support = 2
+)
+
+// Enum value maps for Support.
+var (
+	Support_name = map[int32]string{
+		0: "SUPPORT_UNSPECIFIED",
+		1: "SUPPORT_NO",
+		2: "SUPPORT_YES",
+	}
+	Support_value = map[string]int32{
+		"SUPPORT_UNSPECIFIED": 0,
+		"SUPPORT_NO":          1,
+		"SUPPORT_YES":         2,
+	}
+)
+
+func (x Support) Enum() *Support {
+	p := new(Support)
+	*p = x
+	return p
+}
+
+func (x Support) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Support) Descriptor() protoreflect.EnumDescriptor {
+	return file_initiator_v1_initiator_proto_enumTypes[0].Descriptor()
+}
+
+func (Support) Type() protoreflect.EnumType {
+	return &file_initiator_v1_initiator_proto_enumTypes[0]
+}
+
+func (x Support) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Support.Descriptor instead.
+func (Support) EnumDescriptor() ([]byte, []int) {
+	return file_initiator_v1_initiator_proto_rawDescGZIP(), []int{0}
+}
+
 type Target struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Shelf         uint32                 `protobuf:"varint,1,opt,name=shelf,proto3" json:"shelf,omitempty"`
@@ -933,8 +982,9 @@ func (*WatchRequest) Descriptor() ([]byte, []int) {
 type DiscoverRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Interfaces    []string               `protobuf:"bytes,1,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
-	Wait          *durationpb.Duration   `protobuf:"bytes,2,opt,name=wait,proto3" json:"wait,omitempty"`     // 0: 1 s
-	Target        *Target                `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"` // absent: any
+	Wait          *durationpb.Duration   `protobuf:"bytes,2,opt,name=wait,proto3" json:"wait,omitempty"`            // 0: 1 s
+	Target        *Target                `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"`        // absent: any
+	Abilities     bool                   `protobuf:"varint,4,opt,name=abilities,proto3" json:"abilities,omitempty"` // also ask for reservation and mask list
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -990,6 +1040,13 @@ func (x *DiscoverRequest) GetTarget() *Target {
 	return nil
 }
 
+func (x *DiscoverRequest) GetAbilities() bool {
+	if x != nil {
+		return x.Abilities
+	}
+	return false
+}
+
 type Discovered struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Target        *Target                `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
@@ -1002,6 +1059,16 @@ type Discovered struct {
 	SizeBytes     uint64                 `protobuf:"varint,8,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"` // 0: IDENTIFY was not answered
 	Model         string                 `protobuf:"bytes,9,opt,name=model,proto3" json:"model,omitempty"`
 	Serial        string                 `protobuf:"bytes,10,opt,name=serial,proto3" json:"serial,omitempty"`
+	Revision      string                 `protobuf:"bytes,11,opt,name=revision,proto3" json:"revision,omitempty"` // firmware revision of the disk
+	Lba48         bool                   `protobuf:"varint,12,opt,name=lba48,proto3" json:"lba48,omitempty"`
+	Flush         bool                   `protobuf:"varint,13,opt,name=flush,proto3" json:"flush,omitempty"` // claimed, and not known to be a lie
+	Trim          bool                   `protobuf:"varint,14,opt,name=trim,proto3" json:"trim,omitempty"`
+	TrimZeroes    bool                   `protobuf:"varint,15,opt,name=trim_zeroes,json=trimZeroes,proto3" json:"trim_zeroes,omitempty"` // trimmed sectors read as zeroes
+	Reserve       Support                `protobuf:"varint,16,opt,name=reserve,proto3,enum=aoecsi.initiator.v1.Support" json:"reserve,omitempty"`
+	Reserved      []string               `protobuf:"bytes,17,rep,name=reserved,proto3" json:"reserved,omitempty"` // MACs that may use it; empty: all
+	Mask          Support                `protobuf:"varint,18,opt,name=mask,proto3,enum=aoecsi.initiator.v1.Support" json:"mask,omitempty"`
+	Masked        []string               `protobuf:"bytes,19,rep,name=masked,proto3" json:"masked,omitempty"`     // MACs that see it; empty: all
+	Conflict      string                 `protobuf:"bytes,20,opt,name=conflict,proto3" json:"conflict,omitempty"` // why the address cannot be used: two targets have it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1102,6 +1169,76 @@ func (x *Discovered) GetModel() string {
 func (x *Discovered) GetSerial() string {
 	if x != nil {
 		return x.Serial
+	}
+	return ""
+}
+
+func (x *Discovered) GetRevision() string {
+	if x != nil {
+		return x.Revision
+	}
+	return ""
+}
+
+func (x *Discovered) GetLba48() bool {
+	if x != nil {
+		return x.Lba48
+	}
+	return false
+}
+
+func (x *Discovered) GetFlush() bool {
+	if x != nil {
+		return x.Flush
+	}
+	return false
+}
+
+func (x *Discovered) GetTrim() bool {
+	if x != nil {
+		return x.Trim
+	}
+	return false
+}
+
+func (x *Discovered) GetTrimZeroes() bool {
+	if x != nil {
+		return x.TrimZeroes
+	}
+	return false
+}
+
+func (x *Discovered) GetReserve() Support {
+	if x != nil {
+		return x.Reserve
+	}
+	return Support_SUPPORT_UNSPECIFIED
+}
+
+func (x *Discovered) GetReserved() []string {
+	if x != nil {
+		return x.Reserved
+	}
+	return nil
+}
+
+func (x *Discovered) GetMask() Support {
+	if x != nil {
+		return x.Mask
+	}
+	return Support_SUPPORT_UNSPECIFIED
+}
+
+func (x *Discovered) GetMasked() []string {
+	if x != nil {
+		return x.Masked
+	}
+	return nil
+}
+
+func (x *Discovered) GetConflict() string {
+	if x != nil {
+		return x.Conflict
 	}
 	return ""
 }
@@ -1652,13 +1789,14 @@ const file_initiator_v1_initiator_proto_rawDesc = "" +
 	"\vListRequest\"Q\n" +
 	"\fListResponse\x12A\n" +
 	"\vattachments\x18\x01 \x03(\v2\x1f.aoecsi.initiator.v1.AttachmentR\vattachments\"\x0e\n" +
-	"\fWatchRequest\"\x95\x01\n" +
+	"\fWatchRequest\"\xb3\x01\n" +
 	"\x0fDiscoverRequest\x12\x1e\n" +
 	"\n" +
 	"interfaces\x18\x01 \x03(\tR\n" +
 	"interfaces\x12-\n" +
 	"\x04wait\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04wait\x123\n" +
-	"\x06target\x18\x03 \x01(\v2\x1b.aoecsi.initiator.v1.TargetR\x06target\"\xb8\x02\n" +
+	"\x06target\x18\x03 \x01(\v2\x1b.aoecsi.initiator.v1.TargetR\x06target\x12\x1c\n" +
+	"\tabilities\x18\x04 \x01(\bR\tabilities\"\xef\x04\n" +
 	"\n" +
 	"Discovered\x123\n" +
 	"\x06target\x18\x01 \x01(\v2\x1b.aoecsi.initiator.v1.TargetR\x06target\x12\x1c\n" +
@@ -1672,7 +1810,18 @@ const file_initiator_v1_initiator_proto_rawDesc = "" +
 	"size_bytes\x18\b \x01(\x04R\tsizeBytes\x12\x14\n" +
 	"\x05model\x18\t \x01(\tR\x05model\x12\x16\n" +
 	"\x06serial\x18\n" +
-	" \x01(\tR\x06serial\"M\n" +
+	" \x01(\tR\x06serial\x12\x1a\n" +
+	"\brevision\x18\v \x01(\tR\brevision\x12\x14\n" +
+	"\x05lba48\x18\f \x01(\bR\x05lba48\x12\x14\n" +
+	"\x05flush\x18\r \x01(\bR\x05flush\x12\x12\n" +
+	"\x04trim\x18\x0e \x01(\bR\x04trim\x12\x1f\n" +
+	"\vtrim_zeroes\x18\x0f \x01(\bR\n" +
+	"trimZeroes\x126\n" +
+	"\areserve\x18\x10 \x01(\x0e2\x1c.aoecsi.initiator.v1.SupportR\areserve\x12\x1a\n" +
+	"\breserved\x18\x11 \x03(\tR\breserved\x120\n" +
+	"\x04mask\x18\x12 \x01(\x0e2\x1c.aoecsi.initiator.v1.SupportR\x04mask\x12\x16\n" +
+	"\x06masked\x18\x13 \x03(\tR\x06masked\x12\x1a\n" +
+	"\bconflict\x18\x14 \x01(\tR\bconflict\"M\n" +
 	"\x10DiscoverResponse\x129\n" +
 	"\atargets\x18\x01 \x03(\v2\x1f.aoecsi.initiator.v1.DiscoveredR\atargets\"\x10\n" +
 	"\x0eGetNodeRequest\"S\n" +
@@ -1703,7 +1852,12 @@ const file_initiator_v1_initiator_proto_rawDesc = "" +
 	"\afixable\x18\x04 \x01(\bR\afixable\x12\x14\n" +
 	"\x05fixed\x18\x05 \x01(\bR\x05fixed\"K\n" +
 	"\x0fExamineResponse\x128\n" +
-	"\bfindings\x18\x01 \x03(\v2\x1c.aoecsi.initiator.v1.FindingR\bfindings2\xe8\x05\n" +
+	"\bfindings\x18\x01 \x03(\v2\x1c.aoecsi.initiator.v1.FindingR\bfindings*C\n" +
+	"\aSupport\x12\x17\n" +
+	"\x13SUPPORT_UNSPECIFIED\x10\x00\x12\x0e\n" +
+	"\n" +
+	"SUPPORT_NO\x10\x01\x12\x0f\n" +
+	"\vSUPPORT_YES\x10\x022\xe8\x05\n" +
 	"\tInitiator\x12M\n" +
 	"\x06Attach\x12\".aoecsi.initiator.v1.AttachRequest\x1a\x1f.aoecsi.initiator.v1.Attachment\x12Q\n" +
 	"\x06Detach\x12\".aoecsi.initiator.v1.DetachRequest\x1a#.aoecsi.initiator.v1.DetachResponse\x12M\n" +
@@ -1727,75 +1881,79 @@ func file_initiator_v1_initiator_proto_rawDescGZIP() []byte {
 	return file_initiator_v1_initiator_proto_rawDescData
 }
 
+var file_initiator_v1_initiator_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
 var file_initiator_v1_initiator_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_initiator_v1_initiator_proto_goTypes = []any{
-	(*Target)(nil),                // 0: aoecsi.initiator.v1.Target
-	(*AttachRequest)(nil),         // 1: aoecsi.initiator.v1.AttachRequest
-	(*Attachment)(nil),            // 2: aoecsi.initiator.v1.Attachment
-	(*Path)(nil),                  // 3: aoecsi.initiator.v1.Path
-	(*Statistics)(nil),            // 4: aoecsi.initiator.v1.Statistics
-	(*DetachRequest)(nil),         // 5: aoecsi.initiator.v1.DetachRequest
-	(*DetachResponse)(nil),        // 6: aoecsi.initiator.v1.DetachResponse
-	(*ResizeRequest)(nil),         // 7: aoecsi.initiator.v1.ResizeRequest
-	(*GetRequest)(nil),            // 8: aoecsi.initiator.v1.GetRequest
-	(*ListRequest)(nil),           // 9: aoecsi.initiator.v1.ListRequest
-	(*ListResponse)(nil),          // 10: aoecsi.initiator.v1.ListResponse
-	(*WatchRequest)(nil),          // 11: aoecsi.initiator.v1.WatchRequest
-	(*DiscoverRequest)(nil),       // 12: aoecsi.initiator.v1.DiscoverRequest
-	(*Discovered)(nil),            // 13: aoecsi.initiator.v1.Discovered
-	(*DiscoverResponse)(nil),      // 14: aoecsi.initiator.v1.DiscoverResponse
-	(*GetNodeRequest)(nil),        // 15: aoecsi.initiator.v1.GetNodeRequest
-	(*Interface)(nil),             // 16: aoecsi.initiator.v1.Interface
-	(*Frontend)(nil),              // 17: aoecsi.initiator.v1.Frontend
-	(*GetNodeResponse)(nil),       // 18: aoecsi.initiator.v1.GetNodeResponse
-	(*ExamineRequest)(nil),        // 19: aoecsi.initiator.v1.ExamineRequest
-	(*Finding)(nil),               // 20: aoecsi.initiator.v1.Finding
-	(*ExamineResponse)(nil),       // 21: aoecsi.initiator.v1.ExamineResponse
-	(*durationpb.Duration)(nil),   // 22: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
+	(Support)(0),                  // 0: aoecsi.initiator.v1.Support
+	(*Target)(nil),                // 1: aoecsi.initiator.v1.Target
+	(*AttachRequest)(nil),         // 2: aoecsi.initiator.v1.AttachRequest
+	(*Attachment)(nil),            // 3: aoecsi.initiator.v1.Attachment
+	(*Path)(nil),                  // 4: aoecsi.initiator.v1.Path
+	(*Statistics)(nil),            // 5: aoecsi.initiator.v1.Statistics
+	(*DetachRequest)(nil),         // 6: aoecsi.initiator.v1.DetachRequest
+	(*DetachResponse)(nil),        // 7: aoecsi.initiator.v1.DetachResponse
+	(*ResizeRequest)(nil),         // 8: aoecsi.initiator.v1.ResizeRequest
+	(*GetRequest)(nil),            // 9: aoecsi.initiator.v1.GetRequest
+	(*ListRequest)(nil),           // 10: aoecsi.initiator.v1.ListRequest
+	(*ListResponse)(nil),          // 11: aoecsi.initiator.v1.ListResponse
+	(*WatchRequest)(nil),          // 12: aoecsi.initiator.v1.WatchRequest
+	(*DiscoverRequest)(nil),       // 13: aoecsi.initiator.v1.DiscoverRequest
+	(*Discovered)(nil),            // 14: aoecsi.initiator.v1.Discovered
+	(*DiscoverResponse)(nil),      // 15: aoecsi.initiator.v1.DiscoverResponse
+	(*GetNodeRequest)(nil),        // 16: aoecsi.initiator.v1.GetNodeRequest
+	(*Interface)(nil),             // 17: aoecsi.initiator.v1.Interface
+	(*Frontend)(nil),              // 18: aoecsi.initiator.v1.Frontend
+	(*GetNodeResponse)(nil),       // 19: aoecsi.initiator.v1.GetNodeResponse
+	(*ExamineRequest)(nil),        // 20: aoecsi.initiator.v1.ExamineRequest
+	(*Finding)(nil),               // 21: aoecsi.initiator.v1.Finding
+	(*ExamineResponse)(nil),       // 22: aoecsi.initiator.v1.ExamineResponse
+	(*durationpb.Duration)(nil),   // 23: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
 }
 var file_initiator_v1_initiator_proto_depIdxs = []int32{
-	0,  // 0: aoecsi.initiator.v1.AttachRequest.target:type_name -> aoecsi.initiator.v1.Target
-	22, // 1: aoecsi.initiator.v1.AttachRequest.dead_time:type_name -> google.protobuf.Duration
-	22, // 2: aoecsi.initiator.v1.AttachRequest.timeout:type_name -> google.protobuf.Duration
-	0,  // 3: aoecsi.initiator.v1.Attachment.target:type_name -> aoecsi.initiator.v1.Target
-	23, // 4: aoecsi.initiator.v1.Attachment.since:type_name -> google.protobuf.Timestamp
-	3,  // 5: aoecsi.initiator.v1.Attachment.paths:type_name -> aoecsi.initiator.v1.Path
-	4,  // 6: aoecsi.initiator.v1.Attachment.statistics:type_name -> aoecsi.initiator.v1.Statistics
-	22, // 7: aoecsi.initiator.v1.Attachment.dead_time:type_name -> google.protobuf.Duration
-	22, // 8: aoecsi.initiator.v1.Path.rtt:type_name -> google.protobuf.Duration
-	22, // 9: aoecsi.initiator.v1.DetachRequest.timeout:type_name -> google.protobuf.Duration
-	2,  // 10: aoecsi.initiator.v1.ListResponse.attachments:type_name -> aoecsi.initiator.v1.Attachment
-	22, // 11: aoecsi.initiator.v1.DiscoverRequest.wait:type_name -> google.protobuf.Duration
-	0,  // 12: aoecsi.initiator.v1.DiscoverRequest.target:type_name -> aoecsi.initiator.v1.Target
-	0,  // 13: aoecsi.initiator.v1.Discovered.target:type_name -> aoecsi.initiator.v1.Target
-	13, // 14: aoecsi.initiator.v1.DiscoverResponse.targets:type_name -> aoecsi.initiator.v1.Discovered
-	16, // 15: aoecsi.initiator.v1.GetNodeResponse.interfaces:type_name -> aoecsi.initiator.v1.Interface
-	17, // 16: aoecsi.initiator.v1.GetNodeResponse.frontends:type_name -> aoecsi.initiator.v1.Frontend
-	20, // 17: aoecsi.initiator.v1.ExamineResponse.findings:type_name -> aoecsi.initiator.v1.Finding
-	1,  // 18: aoecsi.initiator.v1.Initiator.Attach:input_type -> aoecsi.initiator.v1.AttachRequest
-	5,  // 19: aoecsi.initiator.v1.Initiator.Detach:input_type -> aoecsi.initiator.v1.DetachRequest
-	7,  // 20: aoecsi.initiator.v1.Initiator.Resize:input_type -> aoecsi.initiator.v1.ResizeRequest
-	8,  // 21: aoecsi.initiator.v1.Initiator.Get:input_type -> aoecsi.initiator.v1.GetRequest
-	9,  // 22: aoecsi.initiator.v1.Initiator.List:input_type -> aoecsi.initiator.v1.ListRequest
-	11, // 23: aoecsi.initiator.v1.Initiator.Watch:input_type -> aoecsi.initiator.v1.WatchRequest
-	12, // 24: aoecsi.initiator.v1.Initiator.Discover:input_type -> aoecsi.initiator.v1.DiscoverRequest
-	15, // 25: aoecsi.initiator.v1.Initiator.GetNode:input_type -> aoecsi.initiator.v1.GetNodeRequest
-	19, // 26: aoecsi.initiator.v1.Initiator.Examine:input_type -> aoecsi.initiator.v1.ExamineRequest
-	2,  // 27: aoecsi.initiator.v1.Initiator.Attach:output_type -> aoecsi.initiator.v1.Attachment
-	6,  // 28: aoecsi.initiator.v1.Initiator.Detach:output_type -> aoecsi.initiator.v1.DetachResponse
-	2,  // 29: aoecsi.initiator.v1.Initiator.Resize:output_type -> aoecsi.initiator.v1.Attachment
-	2,  // 30: aoecsi.initiator.v1.Initiator.Get:output_type -> aoecsi.initiator.v1.Attachment
-	10, // 31: aoecsi.initiator.v1.Initiator.List:output_type -> aoecsi.initiator.v1.ListResponse
-	10, // 32: aoecsi.initiator.v1.Initiator.Watch:output_type -> aoecsi.initiator.v1.ListResponse
-	14, // 33: aoecsi.initiator.v1.Initiator.Discover:output_type -> aoecsi.initiator.v1.DiscoverResponse
-	18, // 34: aoecsi.initiator.v1.Initiator.GetNode:output_type -> aoecsi.initiator.v1.GetNodeResponse
-	21, // 35: aoecsi.initiator.v1.Initiator.Examine:output_type -> aoecsi.initiator.v1.ExamineResponse
-	27, // [27:36] is the sub-list for method output_type
-	18, // [18:27] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	1,  // 0: aoecsi.initiator.v1.AttachRequest.target:type_name -> aoecsi.initiator.v1.Target
+	23, // 1: aoecsi.initiator.v1.AttachRequest.dead_time:type_name -> google.protobuf.Duration
+	23, // 2: aoecsi.initiator.v1.AttachRequest.timeout:type_name -> google.protobuf.Duration
+	1,  // 3: aoecsi.initiator.v1.Attachment.target:type_name -> aoecsi.initiator.v1.Target
+	24, // 4: aoecsi.initiator.v1.Attachment.since:type_name -> google.protobuf.Timestamp
+	4,  // 5: aoecsi.initiator.v1.Attachment.paths:type_name -> aoecsi.initiator.v1.Path
+	5,  // 6: aoecsi.initiator.v1.Attachment.statistics:type_name -> aoecsi.initiator.v1.Statistics
+	23, // 7: aoecsi.initiator.v1.Attachment.dead_time:type_name -> google.protobuf.Duration
+	23, // 8: aoecsi.initiator.v1.Path.rtt:type_name -> google.protobuf.Duration
+	23, // 9: aoecsi.initiator.v1.DetachRequest.timeout:type_name -> google.protobuf.Duration
+	3,  // 10: aoecsi.initiator.v1.ListResponse.attachments:type_name -> aoecsi.initiator.v1.Attachment
+	23, // 11: aoecsi.initiator.v1.DiscoverRequest.wait:type_name -> google.protobuf.Duration
+	1,  // 12: aoecsi.initiator.v1.DiscoverRequest.target:type_name -> aoecsi.initiator.v1.Target
+	1,  // 13: aoecsi.initiator.v1.Discovered.target:type_name -> aoecsi.initiator.v1.Target
+	0,  // 14: aoecsi.initiator.v1.Discovered.reserve:type_name -> aoecsi.initiator.v1.Support
+	0,  // 15: aoecsi.initiator.v1.Discovered.mask:type_name -> aoecsi.initiator.v1.Support
+	14, // 16: aoecsi.initiator.v1.DiscoverResponse.targets:type_name -> aoecsi.initiator.v1.Discovered
+	17, // 17: aoecsi.initiator.v1.GetNodeResponse.interfaces:type_name -> aoecsi.initiator.v1.Interface
+	18, // 18: aoecsi.initiator.v1.GetNodeResponse.frontends:type_name -> aoecsi.initiator.v1.Frontend
+	21, // 19: aoecsi.initiator.v1.ExamineResponse.findings:type_name -> aoecsi.initiator.v1.Finding
+	2,  // 20: aoecsi.initiator.v1.Initiator.Attach:input_type -> aoecsi.initiator.v1.AttachRequest
+	6,  // 21: aoecsi.initiator.v1.Initiator.Detach:input_type -> aoecsi.initiator.v1.DetachRequest
+	8,  // 22: aoecsi.initiator.v1.Initiator.Resize:input_type -> aoecsi.initiator.v1.ResizeRequest
+	9,  // 23: aoecsi.initiator.v1.Initiator.Get:input_type -> aoecsi.initiator.v1.GetRequest
+	10, // 24: aoecsi.initiator.v1.Initiator.List:input_type -> aoecsi.initiator.v1.ListRequest
+	12, // 25: aoecsi.initiator.v1.Initiator.Watch:input_type -> aoecsi.initiator.v1.WatchRequest
+	13, // 26: aoecsi.initiator.v1.Initiator.Discover:input_type -> aoecsi.initiator.v1.DiscoverRequest
+	16, // 27: aoecsi.initiator.v1.Initiator.GetNode:input_type -> aoecsi.initiator.v1.GetNodeRequest
+	20, // 28: aoecsi.initiator.v1.Initiator.Examine:input_type -> aoecsi.initiator.v1.ExamineRequest
+	3,  // 29: aoecsi.initiator.v1.Initiator.Attach:output_type -> aoecsi.initiator.v1.Attachment
+	7,  // 30: aoecsi.initiator.v1.Initiator.Detach:output_type -> aoecsi.initiator.v1.DetachResponse
+	3,  // 31: aoecsi.initiator.v1.Initiator.Resize:output_type -> aoecsi.initiator.v1.Attachment
+	3,  // 32: aoecsi.initiator.v1.Initiator.Get:output_type -> aoecsi.initiator.v1.Attachment
+	11, // 33: aoecsi.initiator.v1.Initiator.List:output_type -> aoecsi.initiator.v1.ListResponse
+	11, // 34: aoecsi.initiator.v1.Initiator.Watch:output_type -> aoecsi.initiator.v1.ListResponse
+	15, // 35: aoecsi.initiator.v1.Initiator.Discover:output_type -> aoecsi.initiator.v1.DiscoverResponse
+	19, // 36: aoecsi.initiator.v1.Initiator.GetNode:output_type -> aoecsi.initiator.v1.GetNodeResponse
+	22, // 37: aoecsi.initiator.v1.Initiator.Examine:output_type -> aoecsi.initiator.v1.ExamineResponse
+	29, // [29:38] is the sub-list for method output_type
+	20, // [20:29] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_initiator_v1_initiator_proto_init() }
@@ -1808,13 +1966,14 @@ func file_initiator_v1_initiator_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_initiator_v1_initiator_proto_rawDesc), len(file_initiator_v1_initiator_proto_rawDesc)),
-			NumEnums:      0,
+			NumEnums:      1,
 			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_initiator_v1_initiator_proto_goTypes,
 		DependencyIndexes: file_initiator_v1_initiator_proto_depIdxs,
+		EnumInfos:         file_initiator_v1_initiator_proto_enumTypes,
 		MessageInfos:      file_initiator_v1_initiator_proto_msgTypes,
 	}.Build()
 	File_initiator_v1_initiator_proto = out.File
