@@ -23,4 +23,8 @@ iptables-restore </results/iptables
 socat -t 3600 "TCP-LISTEN:$shell_port,bind=$address,reuseaddr,fork" EXEC:/bin/bash,stderr >/dev/null 2>&1 &
 
 for _ in $(seq 600); do [ ! -S /run/containerd/containerd.sock ] || break; sleep 0.2; done
-exec "$kubelet" --config=/results/kubelet.yaml --kubeconfig=/results/kubeconfig --node-ip="$address" >/results/kubelet.log 2>&1
+# Killed, it comes back, as under systemd.
+while true; do
+  "$kubelet" --config=/results/kubelet.yaml --kubeconfig=/results/kubeconfig --node-ip="$address" >>/results/kubelet.log 2>&1
+  sleep 1
+done

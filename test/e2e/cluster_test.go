@@ -35,7 +35,7 @@ const (
 // begin gives a test its context and prints a diagnosis if the test fails.
 func begin(t *testing.T) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
 	t.Cleanup(func() {
 		cancel()
 		if t.Failed() {
@@ -102,8 +102,8 @@ func pod(ctx context.Context, t *testing.T, name, node string, c *corev1.Persist
 	return p
 }
 
-// createPod is pod without the waiting.
-func createPod(ctx context.Context, t *testing.T, name, node string, c *corev1.PersistentVolumeClaim) *corev1.Pod {
+// createPod is pod without the waiting; change makes it another.
+func createPod(ctx context.Context, t *testing.T, name, node string, c *corev1.PersistentVolumeClaim, change ...func(*corev1.Pod)) *corev1.Pod {
 	t.Helper()
 	grace := int64(0)
 	container := corev1.Container{
@@ -127,6 +127,9 @@ func createPod(ctx context.Context, t *testing.T, name, node string, c *corev1.P
 			}}},
 		},
 	}
+	for _, f := range change {
+		f(p)
+	}
 	if err := cluster.Create(ctx, p); err != nil {
 		t.Fatal(err)
 	}
@@ -145,13 +148,20 @@ func running(ctx context.Context, t *testing.T, p *corev1.Pod) {
 		if err := cluster.Get(ctx, client.ObjectKeyFromObject(p), p); err != nil {
 			return err
 		}
-		for _, condition := range p.Status.Conditions {
-			if condition.Type == corev1.PodReady && condition.Status == corev1.ConditionTrue {
-				return nil
-			}
+		if ready(p) {
+			return nil
 		}
 		return fmt.Errorf("phase %s", p.Status.Phase)
 	})
+}
+
+func ready(p *corev1.Pod) bool {
+	for _, condition := range p.Status.Conditions {
+		if condition.Type == corev1.PodReady {
+			return condition.Status == corev1.ConditionTrue
+		}
+	}
+	return false
 }
 
 // remove deletes an object and waits until it is gone.
