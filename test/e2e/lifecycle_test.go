@@ -131,7 +131,7 @@ func TestDescribe(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, word := range []string{v.Spec.Target, v.Spec.Generation, cluster.other, device, "nbd", c.Namespace + "/" + c.Name} {
+	for _, word := range []string{v.Spec.Target, v.Spec.Generation, cluster.other, device, v.Status.Attachments[0].Frontend, c.Namespace + "/" + c.Name} {
 		if !strings.Contains(described, word) {
 			t.Errorf("kubectl describe aoev does not tell %q:\n%s", word, described)
 		}

@@ -167,7 +167,7 @@ func TestMoreThanMemory(t *testing.T) {
 	l := lab.New(t)
 	target, i := l.Host("t").Target(7), l.Host("a").Initiator()
 	target.MustLun("create", "e7.1", "--size", "128Mi", "--access", "open")
-	dev := i.Attach("e7.1", "--frontend", "nbd")
+	dev := i.Attach("e7.1")
 	out, err := l.TryFor(4*time.Minute, "fio", "--name=large", "--filename="+dev, "--ioengine=libaio", "--direct=1", "--rw=randwrite",
 		"--bsrange=512-1m", "--blockalign=4k", "--iodepth=96", "--size=96m", "--verify=crc32c", "--verify_backlog=64", "--verify_fatal=1")
 	if err != nil {
@@ -179,16 +179,17 @@ func TestMoreThanMemory(t *testing.T) {
 // TestDisconnectedByOthers: somebody ends our device with nbd-client; that is told, and attaching again makes it good.
 func TestDisconnectedByOthers(t *testing.T) {
 	l := lab.New(t)
+	l.Frontend = "nbd"
 	target, i := l.Host("t").Target(7), l.Host("a").Initiator()
 	target.MustLun("create", "e7.1", "--size", "16Mi", "--access", "open")
-	l.Run("nbd-client", "-d", i.Attach("e7.1", "--frontend", "nbd"))
+	l.Run("nbd-client", "-d", i.Attach("e7.1"))
 	l.Eventually(10*time.Second, "state failed", func() error {
 		if list := stat(t, i); len(list) != 1 || list[0].State != "failed" {
 			return fmt.Errorf("%+v", list)
 		}
 		return nil
 	})
-	dev := i.Attach("e7.1", "--frontend", "nbd")
+	dev := i.Attach("e7.1")
 	l.Run("dd", "if="+dev, "of=/dev/null", "bs=1M", "iflag=direct")
 	if list := stat(t, i); len(list) != 1 || list[0].State != "live" {
 		t.Errorf("attached again: %+v", list)

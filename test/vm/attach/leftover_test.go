@@ -38,12 +38,13 @@ func lineOf(out, object string) string {
 // one whose record is damaged, stay until it is safe.
 func TestLeftovers(t *testing.T) {
 	l := lab.New(t)
+	l.Frontend = "nbd" // whose devices outlive their records
 	target, i := l.Host("t").Target(7), l.Host("a").Initiator()
 	var devs []string
 	for slot := 1; slot <= 3; slot++ {
 		addr := fmt.Sprintf("e7.%d", slot)
 		target.MustLun("create", addr, "--size", "16Mi", "--access", "open")
-		devs = append(devs, i.Attach(addr, "--frontend", "nbd"))
+		devs = append(devs, i.Attach(addr))
 	}
 	unused, open, damaged := devs[0], devs[1], devs[2]
 	if out, err := doctor(i); err != nil {

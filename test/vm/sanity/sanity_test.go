@@ -1,7 +1,7 @@
 //go:build vm
 
 // Package sanity runs csi-sanity, and a volume's life through CSI, against the real thing: controller, node plugin, initiator
-// with NBD and target, each a process of its own, on two hosts with a cable between them.
+// and target, each a process of its own, on two hosts with a cable between them.
 package sanity
 
 import (
@@ -13,6 +13,8 @@ import (
 	"github.com/onsi/ginkgo/v2"
 	"github.com/onsi/ginkgo/v2/types"
 	"github.com/onsi/gomega"
+
+	"github.com/aoe-csi/aoe-csi/test/vm/lab"
 )
 
 const mib = 1 << 20
@@ -28,7 +30,7 @@ func TestSanity(t *testing.T) {
 		config.StagingPath = filepath.Join(s.dir, access+"-staging")
 		config.TestVolumeSize = 64 * mib
 		config.TestVolumeAccessType = access
-		config.TestVolumeParameters = map[string]string{"frontend": "nbd"}
+		config.TestVolumeParameters = map[string]string{"frontend": lab.Frontend()}
 		config.IdempotentCount = 5
 		context := sanity.GinkgoTest(&config)
 		t.Cleanup(context.Finalize)

@@ -103,7 +103,7 @@ func (s *stack) nothingLeft(t *testing.T) {
 		t.Errorf("left attached: %v\n%s", err, out)
 	}
 	mounts, err := os.ReadFile("/proc/self/mounts")
-	if err != nil || strings.Contains(string(mounts), "/dev/nbd") || strings.Contains(string(mounts), s.dir) {
+	if err != nil || strings.Contains(string(mounts), "/dev/nbd") || strings.Contains(string(mounts), "/dev/ublkb") || strings.Contains(string(mounts), s.dir) {
 		t.Errorf("left mounted: %v\n%s", err, mounts)
 	}
 }
