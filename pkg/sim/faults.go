@@ -44,6 +44,18 @@ var faults = faultList{
 		var n *node
 		s.again(func() { n = s.someNode(); n.crash() }, func() { n.recover() })
 	}},
+	{name: "both ends killed", managed: true, run: func(s *Sim) {
+		s.again(func() {
+			n := s.someNode()
+			n.crash()
+			s.tasks.sleep(time.Duration(s.dice.IntN(200))*time.Millisecond, s.failed)
+			n.recover()
+			s.tasks.sleep(time.Duration(s.dice.IntN(300))*time.Millisecond, s.failed)
+			if !s.healed {
+				s.storage.cutPower()
+			}
+		}, s.storage.up)
+	}},
 	{name: "interface down", run: func(s *Sim) {
 		var n *node
 		var i int
