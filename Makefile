@@ -4,7 +4,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo v0.0
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin:/usr/local/go/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help build image demo generate manifests check lint test sim sim-bugs test-unit test-race test-net test-sanity test-interop \
+.PHONY: help bench build image demo generate manifests check lint test sim sim-bugs test-unit test-race test-net test-sanity test-interop \
 	test-faults test-recovery test-cluster cluster-up cluster-down vm-shell deps third-party clean
 
 help: ## this list
@@ -76,6 +76,10 @@ test-recovery: ## SIGKILL of the initiator, dead targets, no memory in a VM; pri
 
 test-cluster: ## the chart in a real Kubernetes (root)
 	@hack/test.sh cluster
+
+##@ Measure
+bench: ## as fast as the wire? against vblade, NBD and NVMe/TCP; writes docs/bench (root, a quiet machine, 15 min)
+	hack/bench.sh
 
 ##@ Prepare
 deps: ## Debian packages (root)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that the harness needs. Does nothing, quickly, when they are there.
-#   deps.sh [unit|vm|cluster|all]     default: all
+#   deps.sh [unit|vm|bench|cluster|all]     default: all
 set -euo pipefail
 source "$(dirname "$0")/lib/common.sh"
 
@@ -9,14 +9,17 @@ COMMON=(ca-certificates gcc git iproute2 jq libc6-dev make procps xz-utils)
 # The VM and what the tests in it use.
 VM=(aoetools busybox-static cpio e2fsprogs erofs-utils fio kmod nbd-client protobuf-compiler qemu-system-x86 tcpdump
   util-linux vblade xfsprogs)
+# What the benchmarks compare with.
+BENCH=(nbd-server)
 # What a Kubernetes node of ours is made of, and the cluster around it.
 CLUSTER=(conntrack containerd containernetworking-plugins iptables openssl runc socat)
 
 case ${1:-all} in
   unit) wanted=("${COMMON[@]}") ;;
   vm) wanted=("${COMMON[@]}" "${VM[@]}") ;;
+  bench) wanted=("${COMMON[@]}" "${VM[@]}" "${BENCH[@]}") ;;
   cluster | all) wanted=("${COMMON[@]}" "${VM[@]}" "${CLUSTER[@]}") ;;
-  *) die "usage: deps.sh [unit|vm|cluster|all]" ;;
+  *) die "usage: deps.sh [unit|vm|bench|cluster|all]" ;;
 esac
 
 missing=()

@@ -51,10 +51,11 @@ integration_packages() {
   git ls-files --cached --others --exclude-standard '*_integration_test.go' | xargs -r -n1 dirname | sort -u | sed 's#^#./#'
 }
 
-# other_vm_packages: what no other suite runs, so that a new package is not forgotten; the harness's own comes first.
+# other_vm_packages: what no other suite runs, so that a new package is not forgotten; the harness's own comes first. Benchmarks are
+# run by hack/bench.sh, on a machine with nothing else to do.
 other_vm_packages() {
   echo harness
-  git ls-files --cached --others --exclude-standard 'test/vm/*_test.go' | cut -d/ -f3 | sort -u | grep -vxE 'harness|sanity|interop|recovery'
+  git ls-files --cached --others --exclude-standard 'test/vm/*_test.go' | cut -d/ -f3 | sort -u | grep -vxE 'harness|bench|sanity|interop|recovery'
 }
 
 suite() {

@@ -158,6 +158,31 @@ func (h *Host) Unplug() { h.l.Run("ip", "-n", h.l.name, "link", "set", h.port, "
 // Plug puts the cable back.
 func (h *Host) Plug() { h.l.Run("ip", "-n", h.l.name, "link", "set", h.port, "up") }
 
+// Cable makes two hosts that a veth pair with MTU 9000 connects, without a bridge: the VM itself, with the interface aoe0, and another.
+func Cable(t *testing.T) (guest, far *Host) {
+	t.Helper()
+	l := &Lab{Frontend: Frontend(), t: t, dir: t.TempDir(), name: fmt.Sprintf("l%d", os.Getpid()%10000)}
+	guest = &Host{l: l, If: "aoe0", MAC: "52:54:00:aa:01:01", Dir: filepath.Join(l.dir, "guest")}
+	far = &Host{l: l, NS: l.name + "far", If: "eth1", MAC: "52:54:00:aa:01:02", Dir: filepath.Join(l.dir, "far")}
+	for _, h := range []*Host{guest, far} {
+		if err := os.MkdirAll(h.Dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l.Run("ip", "netns", "add", far.NS)
+	t.Cleanup(func() { l.try("ip", "netns", "del", far.NS) })
+	l.Run("ip", "link", "add", guest.If, "mtu", "9000", "address", guest.MAC, "type", "veth",
+		"peer", "name", far.If, "mtu", "9000", "address", far.MAC, "netns", far.NS)
+	for _, h := range []*Host{guest, far} {
+		h.Run("ip", "link", "set", h.If, "up")
+		h.Run("ip", "link", "set", "lo", "up")
+	}
+	return guest, far
+}
+
+// Lab is where the host is.
+func (h *Host) Lab() *Lab { return h.l }
+
 // Run runs a command on the host and returns what it printed; a failure ends the test.
 func (h *Host) Run(args ...string) string {
 	h.l.t.Helper()
