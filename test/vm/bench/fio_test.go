@@ -58,7 +58,7 @@ type side struct {
 func (r *rig) cpuPerGB(device string) float64 {
 	path := filepath.Join("/sys/block", strings.ReplaceAll(strings.TrimPrefix(device, "/dev/"), "/", "!"), "stat")
 	idle := moved(path)
-	for end := time.Now().Add(patience); moved(path) < idle+1<<20 && time.Now().Before(end); {
+	for end := time.Now().Add(patience); moved(path) < idle+64<<10 && time.Now().Before(end); {
 		time.Sleep(20 * time.Millisecond)
 	}
 	from, bytes := busy(r.t), moved(path)
