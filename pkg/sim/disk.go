@@ -205,6 +205,15 @@ func (h *handle) ReadCached(p []byte, off int64) bool {
 	return true
 }
 
+// WriteCached implements target.File.
+func (h *handle) WriteCached(p []byte, off int64) bool {
+	if h.life.dead || h.life.sim.dice.IntN(2) == 0 {
+		return false
+	}
+	h.write(p, off, false)
+	return true
+}
+
 // WriteAt implements target.File.
 func (h *handle) WriteAt(p []byte, off int64, durable bool) error {
 	if err := h.life.pause(); err != nil {
@@ -213,6 +222,11 @@ func (h *handle) WriteAt(p []byte, off int64, durable bool) error {
 	if durable && h.disk.failSync {
 		return h.syncFails()
 	}
+	h.write(p, off, durable)
+	return h.life.pause()
+}
+
+func (h *handle) write(p []byte, off int64, durable bool) {
 	h.life.sim.model.applied(h.file, p, int(off/sectorSize))
 	copy(h.file.cache[off:], p)
 	for i := range len(p) / sectorSize {
@@ -221,7 +235,6 @@ func (h *handle) WriteAt(p []byte, off int64, durable bool) error {
 	if durable {
 		copy(h.file.durable[off:], p)
 	}
-	return h.life.pause()
 }
 
 // Sync implements target.File.

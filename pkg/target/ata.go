@@ -33,11 +33,18 @@ func (p *port) ata(l *lun, f aoe.Frame) {
 		return
 	}
 	j.lun = l
+	if a.Command().IsWrite() && l.access == OpenAccess {
+		l.inline.Lock() // writes take effect in the order in which they came: a late duplicate stays before newer data
+		defer l.inline.Unlock()
+	} else {
+		l.inline.RLock()
+		defer l.inline.RUnlock()
+	}
 	switch p.judge(l, j, a) {
 	case answerNow:
 		p.emit(j)
 	case tryCached:
-		p.readNow(l, j)
+		p.serveNow(l, j, a)
 	case isLent:
 	}
 }
@@ -48,7 +55,7 @@ type verdict uint8
 const (
 	answerNow verdict = iota // with its reply, if it has one
 	isLent                   // a worker has it
-	tryCached                // a read that may need no disk
+	tryCached                // it may need no disk
 )
 
 // judge decides under the LUN's mu: who may, what was seen before, and which queue.
@@ -121,12 +128,21 @@ func (p *port) route(l *lun, j *job, a aoe.ATA) verdict {
 			j.answer(o, 0)
 			return answerNow
 		}
-		l.inline++
+		return tryCached
+	case c.IsWrite() && c != aoe.ATAWriteDMAFUAExt && l.behind == 0:
+		if o := writable(j, a); o != unseen {
+			j.answer(o, 0)
+			if j.tracked {
+				j.session.window.set(j.counter, o)
+			}
+			return answerNow
+		}
+		if j.tracked {
+			j.session.window.set(j.counter, running) // for a copy that another port gets meanwhile
+		}
 		return tryCached
 	case c.IsWrite(), c == aoe.ATADataSetManagement:
-		if l.access == OpenAccess {
-			queue = l.ordered
-		}
+		queue = l.writes()
 	case c == aoe.ATAFlush, c == aoe.ATAFlushExt, c == aoe.ATAReadVerify, c == aoe.ATAReadVerifyExt:
 	case c == aoe.ATACheckPowerMode:
 		j.powerMode()
@@ -138,31 +154,58 @@ func (p *port) route(l *lun, j *job, a aoe.ATA) verdict {
 	if !p.lend(j, queue) {
 		return answerNow
 	}
-	if j.tracked {
-		j.session.window.set(j.counter, running)
-	}
+	l.noteLent(j, queue)
 	return isLent
 }
 
-// readNow answers a read from the page cache, or lends it to a worker. The caller counted it in inline.
-func (p *port) readNow(l *lun, j *job) {
-	a, _ := j.request().ATA() // checked before
-	n := a.Sectors() * aoe.SectorSize
-	cached := l.back.ReadCached(j.frame.Buf()[aoe.ATALen:aoe.ATALen+n], int64(lbaOf(a)*aoe.SectorSize))
+// writes is the queue for what changes data.
+func (l *lun) writes() chan *job {
+	if l.access == OpenAccess {
+		return l.ordered
+	}
+	return l.jobs
+}
+
+// noteLent books a job that is in a queue now. The caller holds mu.
+func (l *lun) noteLent(j *job, queue chan *job) {
+	if queue == l.ordered {
+		l.behind++
+	}
+	if j.tracked {
+		j.session.window.set(j.counter, running)
+	}
+}
+
+// serveNow reads or writes in the port's own time, or lends the job to a worker. The caller holds inline.
+func (p *port) serveNow(l *lun, j *job, a aoe.ATA) {
+	n, off := a.Sectors()*aoe.SectorSize, int64(lbaOf(a)*aoe.SectorSize)
+	data := j.frame.Buf()[aoe.ATALen : aoe.ATALen+n]
+	queue, reply := l.jobs, n
+	var done bool
+	if a.Command().IsRead() {
+		done = l.back.ReadCached(data, off)
+	} else {
+		done = l.back.WriteCached(data, off)
+		queue, reply = l.writes(), 0
+	}
 
 	l.mu.Lock()
-	l.inline--
-	if l.waiting > 0 {
-		l.finished.Broadcast()
-	}
 	gone := l.closed || j.rules != l.rules && l.mayRun(j.src, j.session) != aoe.NoError
-	lent := !gone && !cached && p.lend(j, l.jobs)
+	lent := !gone && !done && p.lend(j, queue)
+	switch {
+	case lent:
+		l.noteLent(j, queue)
+	case j.tracked && done:
+		j.session.window.set(j.counter, doneOK)
+	case j.tracked:
+		j.session.window.set(j.counter, unseen)
+	}
 	l.mu.Unlock()
 	if lent {
 		return
 	}
-	if cached && !gone {
-		j.answer(doneOK, n)
+	if done && !gone {
+		j.answer(doneOK, reply)
 	}
 	p.emit(j)
 }

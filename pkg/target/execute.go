@@ -95,16 +95,24 @@ func (l *lun) read(j *job, a aoe.ATA) outcome {
 	return doneOK
 }
 
-func (l *lun) write(j *job, a aoe.ATA) outcome {
+// writable checks a write; 0 means that it may go on.
+func writable(j *job, a aoe.ATA) outcome {
 	n := a.Sectors()
-	data, err := a.Payload(n)
-	if err != nil || n == 0 {
+	if _, err := a.Payload(n); err != nil || n == 0 {
 		return doneBadArg
 	}
-	lba := lbaOf(a)
-	if !within(lba, uint64(n), j.sectors) {
+	if !within(lbaOf(a), uint64(n), j.sectors) {
 		return doneBadRange
 	}
+	return unseen
+}
+
+func (l *lun) write(j *job, a aoe.ATA) outcome {
+	if o := writable(j, a); o != unseen {
+		return o
+	}
+	data, _ := a.Payload(a.Sectors()) // writable has looked at it
+	lba := lbaOf(a)
 	if a.Command() == aoe.ATAWriteDMAFUAExt {
 		return l.writeDurable(j, data, int64(lba*aoe.SectorSize))
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -13,6 +14,10 @@ type sparseFile struct {
 	file  *os.File
 	fd    int
 	punch bool
+	// memory: the file system has no disk, so that nothing waits for one.
+	memory bool
+	// waits: the file system cannot write without the permission to wait.
+	waits atomic.Bool
 }
 
 // createFile makes a sparse file of size bytes that survives a crash of the host once it returns; the caller
@@ -63,6 +68,11 @@ func openFile(path string, size int64) (*sparseFile, error) {
 	b := &sparseFile{file: f, fd: int(f.Fd())}
 	// Punching a hole behind the end changes nothing and tells whether the file system can.
 	b.punch = unix.Fallocate(b.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, info.Size(), 4096) == nil
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(b.fd, &fs); err != nil {
+		return nil, errors.Join(fmt.Errorf("open LUN file %s: %w", path, err), f.Close())
+	}
+	b.memory = fs.Type == unix.TMPFS_MAGIC
 	return b, nil
 }
 
@@ -86,8 +96,30 @@ func (b *sparseFile) ReadAt(p []byte, off int64) error {
 
 // ReadCached implements File.
 func (b *sparseFile) ReadCached(p []byte, off int64) bool {
+	if b.memory {
+		n, err := unix.Pread(b.fd, p, off)
+		return err == nil && n == len(p)
+	}
 	iov := [1][]byte{p}
 	n, err := unix.Preadv2(b.fd, iov[:], off, unix.RWF_NOWAIT)
+	return err == nil && n == len(p)
+}
+
+// WriteCached implements File. It needs a file system that can write to its cache and come back rather than wait for the disk: XFS and Btrfs can, ext4
+// cannot.
+func (b *sparseFile) WriteCached(p []byte, off int64) bool {
+	if b.memory {
+		n, err := unix.Pwrite(b.fd, p, off)
+		return err == nil && n == len(p)
+	}
+	if b.waits.Load() {
+		return false
+	}
+	iov := [1][]byte{p}
+	n, err := unix.Pwritev2(b.fd, iov[:], off, unix.RWF_NOWAIT)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		b.waits.Store(true)
+	}
 	return err == nil && n == len(p)
 }
 

@@ -60,6 +60,8 @@ type File interface {
 	ReadAt(p []byte, off int64) error
 	// ReadCached is ReadAt if that needs no disk, else it returns false and p is undefined.
 	ReadCached(p []byte, off int64) bool
+	// WriteCached is WriteAt, not durable, if that needs no disk, else it returns false: all of p has to be written again.
+	WriteCached(p []byte, off int64) bool
 	// WriteAt writes p at off; with durable set it returns when p is on the medium.
 	WriteAt(p []byte, off int64, durable bool) error
 	// Sync makes everything written before durable. An error is told once.

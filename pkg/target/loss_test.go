@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -62,18 +63,18 @@ func TestMissingFileIsNotFlushed(t *testing.T) {
 // fullMedia is a directory that takes no marks or no records.
 type fullMedia struct {
 	Media
-	noMarks, noRecords bool
+	noMarks, noRecords atomic.Bool
 }
 
 func (m *fullMedia) Mark(name string) error {
-	if m.noMarks {
+	if m.noMarks.Load() {
 		return unix.EROFS
 	}
 	return m.Media.Mark(name)
 }
 
 func (m *fullMedia) Update(changes ...Change) error {
-	if m.noRecords {
+	if m.noRecords.Load() {
 		return unix.ENOSPC
 	}
 	return m.Media.Update(changes...)
@@ -127,9 +128,9 @@ func TestLossAtCloseIsMarked(t *testing.T) {
 	before, _, _ := written(t, r)
 	r.lossy = true
 	d.failSync.Store(true)
-	media.noRecords = true
+	media.noRecords.Store(true)
 	r.stop()
-	media.noRecords = false
+	media.noRecords.Store(false)
 	r.start()
 	if o := r.client(macA).open(aoe.OpenSession, uuidA, 2, testGen); o.CacheEpoch() == before {
 		t.Error("the cache epoch is the same though data may be gone")
@@ -148,7 +149,7 @@ func TestUnmarkedLossIsNotTold(t *testing.T) {
 	r.lun(ManagedAccess)
 	_, a, session := written(t, r)
 	d.failSync.Store(true)
-	media.noMarks = true
+	media.noMarks.Store(true)
 	l := r.shelf.at(3)
 	l.control.Lock() // the epoch is not stored
 	store := sync.OnceFunc(l.control.Unlock)

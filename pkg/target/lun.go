@@ -51,6 +51,10 @@ type lun struct {
 	// before the loss is recorded.
 	syncing sync.Locker
 
+	// inline is held by ports from before they judge a request until they have served it themselves: by several at a time, or by one
+	// alone where the order of writes counts. It is taken before mu, and nobody waits for a disk with it.
+	inline sync.RWMutex
+
 	mu sync.Mutex
 	// All below is guarded by mu.
 	closed     bool
@@ -69,8 +73,8 @@ type lun struct {
 	rules uint64
 	// ticks has a counter per worker, odd while it runs a job.
 	ticks [lunWorkers + 1]uint64
-	// inline counts reads that a port tries by itself.
-	inline   int
+	// behind counts the writes in ordered, none of which a later one may overtake.
+	behind   int
 	finished condition // a job finished while somebody waits
 	waiting  int
 }
@@ -136,12 +140,8 @@ func (l *lun) stop() {
 		close(l.requests)
 		close(l.kick)
 	}
-	l.waiting++
-	for l.inline > 0 {
-		l.finished.Wait()
-	}
-	l.waiting--
 	l.mu.Unlock()
+	l.awaitInline()
 	l.workers.Wait()
 }
 

@@ -11,6 +11,9 @@ func (m missing) ReadAt([]byte, int64) error { return m.err }
 // ReadCached implements File.
 func (m missing) ReadCached([]byte, int64) bool { return false }
 
+// WriteCached implements File.
+func (m missing) WriteCached([]byte, int64) bool { return false }
+
 // WriteAt implements File.
 func (m missing) WriteAt([]byte, int64, bool) error { return m.err }
 

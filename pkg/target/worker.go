@@ -53,15 +53,31 @@ func (l *lun) work(i int, queue <-chan *job) {
 func (l *lun) begin(i int, j *job) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if j.rules != l.rules && !l.stillMayRun(j) {
-		if j.tracked {
-			j.session.window.set(j.counter, unseen) // a copy from an address that may is executed
-		}
+	if !l.judgeAgain(j) {
+		l.left(i)
 		return false
 	}
 	j.rules, j.sectors = l.rules, l.sectors
 	l.ticks[i]++
-	return !l.unmarked
+	return true
+}
+
+// judgeAgain says whether a job that was queued is still to be run. The caller holds mu.
+func (l *lun) judgeAgain(j *job) bool {
+	if j.rules == l.rules || l.stillMayRun(j) {
+		return !l.unmarked
+	}
+	if j.tracked {
+		j.session.window.set(j.counter, unseen) // a copy from an address that may is executed
+	}
+	return false
+}
+
+// left notes that a job has left the queue of worker i. The caller holds mu.
+func (l *lun) left(i int) {
+	if i == lunWorkers {
+		l.behind--
+	}
 }
 
 // stillMayRun judges a queued job by the rules of now. One that may not has its answer, if its sender gets any. The caller holds mu.
@@ -84,9 +100,16 @@ func (l *lun) done(i int, j *job, o outcome) {
 	if j.tracked {
 		j.session.window.set(j.counter, o)
 	}
+	l.left(i)
 	if l.waiting > 0 {
 		l.finished.Broadcast()
 	}
+}
+
+// awaitInline waits until what ports serve themselves is done, if they judged it before; they do it in no time.
+func (l *lun) awaitInline() {
+	l.inline.Lock()
+	l.inline.Unlock() //nolint:staticcheck // to have waited was all
 }
 
 // drain waits until every job that runs now is done. The caller has changed the rules before, so that queued ones
@@ -98,6 +121,7 @@ func (l *lun) drain(ctx context.Context) error {
 		l.finished.Broadcast()
 	})
 	defer stop()
+	l.awaitInline()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	before := l.ticks
