@@ -193,7 +193,7 @@ func (s *Sim) remove(v *volume) {
 func (s *Sim) call(what string, f func(ctx context.Context, shelf *target.Shelf) error) {
 	for s.err == nil {
 		l := s.storage.life
-		if l == nil || l.shelf == nil {
+		if l == nil || l.shelf == nil || l.stopped {
 			s.tasks.sleep(50*time.Millisecond, s.failed)
 			continue
 		}
