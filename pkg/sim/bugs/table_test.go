@@ -50,7 +50,7 @@ var bugs = []struct {
 		{"target/session.go", "		if l.sessions[epoch] == nil && (l.freed[epoch].IsZero() || now.Sub(l.freed[epoch]) >= duplicateLifetime) {",
 			"		if l.sessions[epoch] == nil && now.Sub(l.freed[epoch]) >= 0 {"},
 	}},
-	{"admission checked only on enqueue", []edit{{"target/worker.go", "	if j.rules != l.rules && !l.stillMayRun(j) {", "	if false {"}}},
+	{"admission checked only on enqueue", []edit{{"target/worker.go", "	if j.rules == l.rules || l.stillMayRun(j) {", "	if true {"}}},
 	{"expel does not wait for running writes", []edit{{"target/admission.go", "		klog.InfoS(\"Node expelled\", \"lun\", l.addr(), \"node\", node)\n	}\n	return l.drainPatiently(ctx)",
 		"		klog.InfoS(\"Node expelled\", \"lun\", l.addr(), \"node\", node)\n	}\n	return nil"}}},
 	{"deleted LUN not scrubbed", []edit{
