@@ -30,6 +30,7 @@ type controlKind uint8
 
 const (
 	controlNone controlKind = iota
+	controlClaim
 	controlIdentify
 	controlSize
 	controlOpen
@@ -179,7 +180,7 @@ func (c *Core) controlTimeout(p *path) {
 	case k.kind == controlSize && k.tries >= sizeTries:
 		c.endControl(k)
 		c.sizeLost(p)
-	case p.phase == pathUp && k.kind == controlIdentify && k.tries >= suspectAfter:
+	case p.phase == pathUp && (k.kind == controlIdentify || k.kind == controlClaim) && k.tries >= suspectAfter:
 		c.verify(p, true)
 	case p.proven == 0 && k.tries >= forgetAfter, c.now-p.heard > forgetSilent && c.anyUp():
 		c.dropPath(p)
@@ -204,8 +205,11 @@ func (c *Core) verify(p *path, size bool) {
 	if p.ctl.kind == controlSize {
 		c.endControl(&p.ctl)
 	}
+	if p.ctl.kind == controlIdentify && p.claimed {
+		c.endControl(&p.ctl) // its claim is from before what gave rise to doubt
+	}
 	if p.ctl.kind == controlNone {
-		c.sendIdentify(p)
+		c.sendProof(p)
 	}
 	if wasUp {
 		c.changed = true
@@ -217,12 +221,28 @@ func (c *Core) verify(p *path, size bool) {
 func (c *Core) prove(p *path) {
 	p.proveAt = c.now + reproveEvery
 	if p.ctl.kind == controlNone {
-		c.sendIdentify(p)
+		c.sendProof(p)
 	}
 	c.wake(p.proveAt)
 }
 
-// sendIdentify asks a path for its identity; if there is no buffer, the query finds the path again.
+// sendProof asks a path for its identity: of a foreign target first for the claim in its config string, which is half of it.
+func (c *Core) sendProof(p *path) {
+	if _, claim := aoe.ClaimGeneration([]byte(p.configString)); !claim {
+		c.sendIdentify(p)
+		return
+	}
+	f := c.control.Get()
+	if f == nil {
+		return
+	}
+	tag := c.controlTag()
+	h := c.header(p, tag)
+	f.SetLen(aoe.Pad(f.Buf(), aoe.PutConfig(f.Buf(), &h, &aoe.ConfigFields{})))
+	c.startControl(&p.ctl, controlClaim, p, tag, f)
+}
+
+// sendIdentify asks a path for its IDENTIFY data; if there is no buffer, the query finds the path again.
 func (c *Core) sendIdentify(p *path) {
 	f := c.control.Get()
 	if f == nil {
@@ -262,8 +282,11 @@ func (c *Core) refuseAttach(why error) {
 // onControl takes the answer to a path's exchange.
 func (c *Core) onControl(p *path, f aoe.Frame) bool {
 	k := p.ctl
-	if k.kind == controlSize {
+	switch k.kind {
+	case controlSize:
 		return c.onSize(p, f)
+	case controlClaim:
+		return false // no answer to a config query
 	}
 	if f.IsError() {
 		// The target is there but does not say who it is; it is asked again when the exchange is due.

@@ -29,9 +29,10 @@ const (
 	modelFrom, modelTo   = 54, 94
 )
 
-// matches says whether the data may be the volume's.
-func (c *Core) matches(id aoe.Identify) bool {
-	if g := c.cfg.Generation; g != "" && !id.HasSerial(g) {
+// matches says whether the data may be the volume's. A foreign target's serial number cannot be set: there the claim in its config string,
+// asked for just before the data, says whose it is.
+func (c *Core) matches(p *path, id aoe.Identify) bool {
+	if g := c.cfg.Generation; g != "" && !id.HasSerial(g) && !p.claimed {
 		return false
 	}
 	if !c.identity.known {
@@ -44,7 +45,7 @@ func (c *Core) matches(id aoe.Identify) bool {
 
 // onIdentify takes a path's proof, or its failure.
 func (c *Core) onIdentify(p *path, id aoe.Identify) {
-	if !c.matches(id) || !id.ChecksumValid() {
+	if !c.matches(p, id) || !id.ChecksumValid() {
 		c.bad(p, ErrIdentity)
 		return
 	}

@@ -44,6 +44,7 @@ type path struct {
 	phase pathPhase
 
 	configString string
+	claimed      bool // it says that the volume owns this foreign target; asked for anew in every proof
 	bufferCount  int // what the target can hold
 	sectorCount  int // what it takes in a frame
 	wanted       int // sectors that should get through

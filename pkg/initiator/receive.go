@@ -227,6 +227,13 @@ func (c *Core) onConfig(link LinkID, f aoe.Frame) bool {
 	if p.configString != string(text) {
 		p.configString = string(text)
 	}
+	_, p.claimed = aoe.ClaimGeneration(text)
+	if p.ctl.kind == controlClaim && p.ctl.tag == f.Tag() {
+		p.heardFrom(c.now)
+		c.endControl(&p.ctl)
+		c.sendIdentify(p)
+		return true
+	}
 	switch {
 	case fresh, p.phase == pathBad:
 		p.resetWindow()
@@ -248,8 +255,11 @@ func (c *Core) rightString(text []byte) bool {
 	if want == "" {
 		return true
 	}
-	rest, ok := bytes.CutPrefix(text, []byte(identityPrefix))
-	return ok && string(rest) == want
+	if rest, ok := bytes.CutPrefix(text, []byte(identityPrefix)); ok {
+		return string(rest) == want
+	}
+	generation, ok := aoe.ClaimGeneration(text)
+	return ok && string(generation) == want
 }
 
 // onAdvertisement: whoever says that it is here may be another one than before. No data until it has proved itself; a flood of
