@@ -41,16 +41,18 @@ func TestClaimIsTheIdentityOfAForeignTarget(t *testing.T) {
 				}
 				w.target.config = other
 				until(w)
-				var c waiter
+				var c, reader waiter
+				look := Request{Op: OpRead, Sectors: 8, Data: make([]byte, 8*aoe.SectorSize), Done: &reader}
+				w.core.Submit(w.now, &look)
 				r := Request{Op: OpWrite, Sectors: 8, Data: pattern(2, 8), Done: &c}
 				executed := w.target.executed
 				w.core.Submit(w.now, &r)
 				w.run(5 * time.Second)
-				if w.target.executed != executed || c.done != 0 {
-					t.Fatalf("written to a target with the config string %q: %v", other, r.Err)
+				if w.target.executed != executed || c.done != 0 || reader.done != 0 {
+					t.Fatalf("a target with the config string %q was used: %v, %v", other, r.Err, look.Err)
 				}
 				w.target.config = claim
-				if !w.until(20*time.Second, func() bool { return c.done == 1 }) || r.Err != nil {
+				if !w.until(20*time.Second, func() bool { return c.done == 1 && reader.done == 1 }) || r.Err != nil || look.Err != nil {
 					t.Errorf("claimed again: done %d, %v", c.done, r.Err)
 				}
 			})
