@@ -211,11 +211,21 @@ func (c *Client) MACs() []aoe.MAC {
 }
 
 // Listen has f called with every config response, asked for or not, until it is replaced; nil ends it. f is called on the loop and must
-// not wait.
-func (c *Client) Listen(f func(Answer)) {
+// not wait. It returns who listened before.
+func (c *Client) Listen(f func(Answer)) (before func(Answer)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.listener = f
+	before, c.listener = c.listener, f
+	return before
+}
+
+// MaxSectors is how many sectors fit in a frame on a path, as far as this end and the target's word go.
+func (c *Client) MaxSectors(a Answer) int {
+	p := c.port(a.Path)
+	if p == nil {
+		return 1
+	}
+	return max(1, min(a.SectorCount, aoe.MaxSectors(p.mtu)))
 }
 
 // wake makes the loop look at what was posted.

@@ -49,7 +49,8 @@ func Discover(ctx context.Context, where Config, what ScanConfig) ([]Answer, err
 	return answers, errors.Join(err, c.Close())
 }
 
-// Scan asks who is there and has everybody who answers identify himself. One listener or scan at a time.
+// Scan asks who is there and has everybody who answers identify himself. One scan at a time; who listens hears nothing
+// meanwhile.
 func (c *Client) Scan(ctx context.Context, cfg ScanConfig) ([]Answer, error) {
 	if cfg.Wait == 0 {
 		cfg.Wait = scanWait
@@ -68,9 +69,9 @@ func (c *Client) Scan(ctx context.Context, cfg ScanConfig) ([]Answer, error) {
 	asking, cancel := context.WithTimeout(ctx, cfg.Wait)
 	defer cancel()
 	s := &scan{client: c, cfg: cfg, addr: addr, found: map[Path]*Answer{}, pace: rate.NewLimiter(scanRate, scanAtOnce), slots: make(chan struct{}, scanAtOnce)}
-	c.Listen(func(a Answer) { s.take(asking, a) })
+	before := c.Listen(func(a Answer) { s.take(asking, a) })
 	err := s.run(asking)
-	c.Listen(nil)
+	c.Listen(before)
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = nil // the time is over: what is known by now is the answer
 	}

@@ -45,10 +45,10 @@ type path struct {
 
 	configString string
 	claimed      bool // it says that the volume owns this foreign target; asked for anew in every proof
-	bufferCount  int // what the target can hold
-	sectorCount  int // what it takes in a frame
-	wanted       int // sectors that should get through
-	limit        int // sectors that got through
+	bufferCount  int  // what the target can hold
+	sectorCount  int  // what it takes in a frame
+	wanted       int  // sectors that should get through
+	limit        int  // sectors that got through
 	needSize     bool
 	probe        sizeProbe
 	ctl          control

@@ -53,19 +53,27 @@ type reservations struct {
 
 // reserve takes the lowest address of the shelf that used does not report.
 func (r *reservations) reserve(shelf uint16, used func(aoe.Addr) bool) (aoe.Addr, bool) {
+	for slot := range slotsPerShelf {
+		addr := aoe.Addr{Shelf: shelf, Slot: uint8(slot)}
+		if !used(addr) && r.take(addr) {
+			return addr, true
+		}
+	}
+	return aoe.Addr{}, false
+}
+
+// take takes an address, if nobody has it.
+func (r *reservations) take(addr aoe.Addr) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.taken == nil {
 		r.taken = map[aoe.Addr]bool{}
 	}
-	for slot := range slotsPerShelf {
-		addr := aoe.Addr{Shelf: shelf, Slot: uint8(slot)}
-		if !r.taken[addr] && !used(addr) {
-			r.taken[addr] = true
-			return addr, true
-		}
+	if r.taken[addr] {
+		return false
 	}
-	return aoe.Addr{}, false
+	r.taken[addr] = true
+	return true
 }
 
 func (r *reservations) release(addrs []aoe.Addr) {
@@ -87,7 +95,7 @@ type verdict struct {
 // choose returns the shelf with most free space among those where the volume fits.
 // ErrUnavailable if one that did not answer might have been it, ErrOutOfRange if no shelf
 // could ever hold it, else ErrNoSpace.
-func (s *Service) choose(ctx context.Context, p volume.Parameters, segments []string, size int64, ex *exclusions) (*Shelf, error) {
+func (s *Service) choose(ctx context.Context, p volume.Parameters, segments []string, size int64, ex *exclusions) (*Surveyed, error) {
 	survey, err := s.shelves.Survey(ctx)
 	if err != nil {
 		return nil, err
@@ -99,6 +107,10 @@ func (s *Service) choose(ctx context.Context, p volume.Parameters, segments []st
 		if c.Known && p.Shelf != nil && *p.Shelf != c.Number {
 			continue
 		}
+		if c.Capacity.Fixed && p.Shelf == nil {
+			v.why = append(v.why, fmt.Sprintf("shelf %d has LUNs of its own, which only a StorageClass that names it takes", c.Number))
+			continue
+		}
 		if !v.fits(c, segments, size, ex) {
 			continue
 		}
@@ -107,7 +119,7 @@ func (s *Service) choose(ctx context.Context, p volume.Parameters, segments []st
 		}
 	}
 	if best != nil {
-		return best.Shelf, nil
+		return best, nil
 	}
 	for _, refusal := range ex.shelves {
 		if errors.Is(refusal, volume.ErrInvalid) {
@@ -174,7 +186,7 @@ func (v *verdict) fits(c *Surveyed, segments []string, size int64, ex *exclusion
 		return false
 	}
 	v.matched = true
-	v.everFits = v.everFits || size <= c.Capacity.TotalBytes
+	v.everFits = v.everFits || c.Capacity.Fixed || size <= c.Capacity.TotalBytes
 	reason := full(c, size, ex)
 	if reason != "" {
 		v.why = append(v.why, reason)
@@ -196,6 +208,8 @@ func full(c *Surveyed, size int64, ex *exclusions) string {
 	switch refusal := ex.shelves[c.Number]; {
 	case refusal != nil:
 		return refusal.Error()
+	case room.Fixed:
+		return "" // which of its LUNs fits is chosen later
 	case size > room.TotalBytes:
 		return fmt.Sprintf("shelf %d has %s in all", c.Number, humanSize(room.TotalBytes))
 	case size > room.MaxLunBytes:

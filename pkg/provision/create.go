@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/aoe-csi/aoe-csi/pkg/aoe"
 	"github.com/aoe-csi/aoe-csi/pkg/volume"
 )
 
@@ -113,11 +114,17 @@ func (s *Service) intent(ctx context.Context, req volume.CreateRequest, size int
 
 // writeIntent chooses and writes a new record; ErrExists if the name has one by now.
 func (s *Service) writeIntent(ctx context.Context, req volume.CreateRequest, size int64, ex *exclusions) (*volume.Record, error) {
-	shelf, err := s.choose(ctx, req.Parameters, req.Segments, size, ex)
+	chosen, err := s.choose(ctx, req.Parameters, req.Segments, size, ex)
 	if err != nil {
 		return nil, err
 	}
-	addr, err := s.chooseSlot(ctx, shelf, ex)
+	shelf := chosen.Shelf
+	var addr aoe.Addr
+	if chosen.Capacity.Fixed {
+		addr, size, err = s.chooseOffer(ctx, chosen, size, req.LimitBytes, ex)
+	} else {
+		addr, err = s.chooseSlot(ctx, shelf, ex)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -105,7 +105,14 @@ func (s *Shelf) capacity(ctx context.Context) (ShelfCapacity, error) {
 	if err != nil {
 		return ShelfCapacity{}, err
 	}
+	var offers []Offer
+	for _, o := range r.GetOffers() {
+		if o.GetSlot() < uint32(slotsPerShelf) {
+			offers = append(offers, Offer{Slot: uint8(o.GetSlot()), Bytes: clamp(o.GetSizeBytes()), Refused: o.GetRefused()})
+		}
+	}
 	return ShelfCapacity{
+		Fixed: r.GetFixed(), Offers: offers,
 		TotalBytes:     clamp(r.GetTotalBytes()),
 		AvailableBytes: clamp(r.GetAvailableBytes()),
 		MaxLunBytes:    clamp(r.GetMaxLunBytes()),

@@ -81,6 +81,7 @@ func (s *Service) Capacity(ctx context.Context, req volume.CapacityRequest) (vol
 		case c.Err != nil:
 			silent = append(silent, c.Err)
 		case req.Parameters.Shelf != nil && *req.Parameters.Shelf != c.Number:
+		case c.Capacity.Fixed && req.Parameters.Shelf == nil:
 		case elsewhere(c, req.Segments) != "" || c.Capacity.FreeSlots == 0:
 		default:
 			total.AvailableBytes += c.Capacity.AvailableBytes

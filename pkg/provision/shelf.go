@@ -26,6 +26,16 @@ type ShelfCapacity struct {
 	AvailableBytes int64
 	MaxLunBytes    int64
 	FreeSlots      int
+	// Fixed: LUNs have the sizes they have; one of Offers is taken whole.
+	Fixed  bool
+	Offers []Offer
+}
+
+// Offer is a LUN that a fixed shelf has.
+type Offer struct {
+	Slot    uint8
+	Bytes   int64
+	Refused string // why it cannot be taken now; empty: it can
 }
 
 // Shelf is a shelf that has just said who it is. Every call has a deadline of its own and
@@ -76,12 +86,12 @@ func (s *Shelf) GrowLun(ctx context.Context, id volume.ID, size int64) (int64, e
 	return int64(lun.GetSizeBytes()), nil
 }
 
-// Admit lets these MACs, the node's, use the LUN. ErrInUse while another node is admitted.
-func (s *Shelf) Admit(ctx context.Context, id volume.ID, node string, macs []string) error {
-	_, err := call(ctx, s, "admit node "+node+" to "+id.Addr.String(), s.end.client.Admit, &shelfv1.AdmitRequest{
+// Admit lets these MACs, the node's, use the LUN. ErrInUse while another node is admitted. A warning is for people.
+func (s *Shelf) Admit(ctx context.Context, id volume.ID, node string, macs []string) (warning string, err error) {
+	lun, err := call(ctx, s, "admit node "+node+" to "+id.Addr.String(), s.end.client.Admit, &shelfv1.AdmitRequest{
 		Id: lunID(id), Admission: &shelfv1.Admission{Node: node, Macs: macs},
 	})
-	return err
+	return lun.GetWarning(), err
 }
 
 // Expel takes the node off: when it returns nil, or ErrNotFound because the LUN is not

@@ -118,7 +118,7 @@ func (l *unixListener) Close() error {
 
 // Serve serves the API on a listener, which it takes, until ctx ends: then running calls get a few seconds. Nil credentials are
 // for a unix socket only.
-func Serve(ctx context.Context, l net.Listener, server *Server, creds credentials.TransportCredentials) error {
+func Serve(ctx context.Context, l net.Listener, server shelfv1.ShelfServer, creds credentials.TransportCredentials) error {
 	options := []grpc.ServerOption{
 		grpc.UnaryInterceptor(logCall),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime}),

@@ -327,6 +327,7 @@ type Lun struct {
 	Created        *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=created,proto3" json:"created,omitempty"`
 	AllocatedBytes uint64                 `protobuf:"varint,8,opt,name=allocated_bytes,json=allocatedBytes,proto3" json:"allocated_bytes,omitempty"` // what it takes on the disk now
 	Shelf          uint32                 `protobuf:"varint,9,opt,name=shelf,proto3" json:"shelf,omitempty"`
+	Warning        string                 `protobuf:"bytes,10,opt,name=warning,proto3" json:"warning,omitempty"` // what people should know of it: that it cannot be fenced
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -422,6 +423,13 @@ func (x *Lun) GetShelf() uint32 {
 		return x.Shelf
 	}
 	return 0
+}
+
+func (x *Lun) GetWarning() string {
+	if x != nil {
+		return x.Warning
+	}
+	return ""
 }
 
 type CreateLunRequest struct {
@@ -762,6 +770,8 @@ type GetCapacityResponse struct {
 	AvailableBytes uint64                 `protobuf:"varint,2,opt,name=available_bytes,json=availableBytes,proto3" json:"available_bytes,omitempty"`
 	MaxLunBytes    uint64                 `protobuf:"varint,3,opt,name=max_lun_bytes,json=maxLunBytes,proto3" json:"max_lun_bytes,omitempty"`
 	FreeSlots      uint32                 `protobuf:"varint,4,opt,name=free_slots,json=freeSlots,proto3" json:"free_slots,omitempty"`
+	Fixed          bool                   `protobuf:"varint,5,opt,name=fixed,proto3" json:"fixed,omitempty"` // LUNs have the sizes they have (a shelf without a management API): CreateLun takes one of offers, whole
+	Offers         []*Offer               `protobuf:"bytes,6,rep,name=offers,proto3" json:"offers,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -824,6 +834,80 @@ func (x *GetCapacityResponse) GetFreeSlots() uint32 {
 	return 0
 }
 
+func (x *GetCapacityResponse) GetFixed() bool {
+	if x != nil {
+		return x.Fixed
+	}
+	return false
+}
+
+func (x *GetCapacityResponse) GetOffers() []*Offer {
+	if x != nil {
+		return x.Offers
+	}
+	return nil
+}
+
+type Offer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Slot          uint32                 `protobuf:"varint,1,opt,name=slot,proto3" json:"slot,omitempty"`
+	SizeBytes     uint64                 `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	Refused       string                 `protobuf:"bytes,3,opt,name=refused,proto3" json:"refused,omitempty"` // why it cannot be taken now; empty: it can
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Offer) Reset() {
+	*x = Offer{}
+	mi := &file_shelf_v1_shelf_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Offer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Offer) ProtoMessage() {}
+
+func (x *Offer) ProtoReflect() protoreflect.Message {
+	mi := &file_shelf_v1_shelf_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Offer.ProtoReflect.Descriptor instead.
+func (*Offer) Descriptor() ([]byte, []int) {
+	return file_shelf_v1_shelf_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Offer) GetSlot() uint32 {
+	if x != nil {
+		return x.Slot
+	}
+	return 0
+}
+
+func (x *Offer) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *Offer) GetRefused() string {
+	if x != nil {
+		return x.Refused
+	}
+	return ""
+}
+
 type AdmitRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            *LunId                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -834,7 +918,7 @@ type AdmitRequest struct {
 
 func (x *AdmitRequest) Reset() {
 	*x = AdmitRequest{}
-	mi := &file_shelf_v1_shelf_proto_msgTypes[13]
+	mi := &file_shelf_v1_shelf_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -846,7 +930,7 @@ func (x *AdmitRequest) String() string {
 func (*AdmitRequest) ProtoMessage() {}
 
 func (x *AdmitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shelf_v1_shelf_proto_msgTypes[13]
+	mi := &file_shelf_v1_shelf_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -859,7 +943,7 @@ func (x *AdmitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdmitRequest.ProtoReflect.Descriptor instead.
 func (*AdmitRequest) Descriptor() ([]byte, []int) {
-	return file_shelf_v1_shelf_proto_rawDescGZIP(), []int{13}
+	return file_shelf_v1_shelf_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *AdmitRequest) GetId() *LunId {
@@ -886,7 +970,7 @@ type ExpelRequest struct {
 
 func (x *ExpelRequest) Reset() {
 	*x = ExpelRequest{}
-	mi := &file_shelf_v1_shelf_proto_msgTypes[14]
+	mi := &file_shelf_v1_shelf_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -898,7 +982,7 @@ func (x *ExpelRequest) String() string {
 func (*ExpelRequest) ProtoMessage() {}
 
 func (x *ExpelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shelf_v1_shelf_proto_msgTypes[14]
+	mi := &file_shelf_v1_shelf_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -911,7 +995,7 @@ func (x *ExpelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExpelRequest.ProtoReflect.Descriptor instead.
 func (*ExpelRequest) Descriptor() ([]byte, []int) {
-	return file_shelf_v1_shelf_proto_rawDescGZIP(), []int{14}
+	return file_shelf_v1_shelf_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ExpelRequest) GetId() *LunId {
@@ -938,7 +1022,7 @@ type GrowLunRequest struct {
 
 func (x *GrowLunRequest) Reset() {
 	*x = GrowLunRequest{}
-	mi := &file_shelf_v1_shelf_proto_msgTypes[15]
+	mi := &file_shelf_v1_shelf_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -950,7 +1034,7 @@ func (x *GrowLunRequest) String() string {
 func (*GrowLunRequest) ProtoMessage() {}
 
 func (x *GrowLunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shelf_v1_shelf_proto_msgTypes[15]
+	mi := &file_shelf_v1_shelf_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -963,7 +1047,7 @@ func (x *GrowLunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrowLunRequest.ProtoReflect.Descriptor instead.
 func (*GrowLunRequest) Descriptor() ([]byte, []int) {
-	return file_shelf_v1_shelf_proto_rawDescGZIP(), []int{15}
+	return file_shelf_v1_shelf_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GrowLunRequest) GetId() *LunId {
@@ -1004,7 +1088,7 @@ const file_shelf_v1_shelf_proto_rawDesc = "" +
 	"generation\"3\n" +
 	"\tAdmission\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
-	"\x04macs\x18\x02 \x03(\tR\x04macs\"\xd2\x02\n" +
+	"\x04macs\x18\x02 \x03(\tR\x04macs\"\xec\x02\n" +
 	"\x03Lun\x12&\n" +
 	"\x02id\x18\x01 \x01(\v2\x16.aoecsi.shelf.v1.LunIdR\x02id\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x12\n" +
@@ -1015,7 +1099,9 @@ const file_shelf_v1_shelf_proto_rawDesc = "" +
 	"\badmitted\x18\x06 \x03(\v2\x1a.aoecsi.shelf.v1.AdmissionR\badmitted\x124\n" +
 	"\acreated\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12'\n" +
 	"\x0fallocated_bytes\x18\b \x01(\x04R\x0eallocatedBytes\x12\x14\n" +
-	"\x05shelf\x18\t \x01(\rR\x05shelf\"\x9e\x01\n" +
+	"\x05shelf\x18\t \x01(\rR\x05shelf\x12\x18\n" +
+	"\awarning\x18\n" +
+	" \x01(\tR\awarning\"\x9e\x01\n" +
 	"\x10CreateLunRequest\x12&\n" +
 	"\x02id\x18\x01 \x01(\v2\x16.aoecsi.shelf.v1.LunIdR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
@@ -1034,14 +1120,21 @@ const file_shelf_v1_shelf_proto_rawDesc = "" +
 	"\x10ListLunsResponse\x12(\n" +
 	"\x04luns\x18\x01 \x03(\v2\x14.aoecsi.shelf.v1.LunR\x04luns\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x14\n" +
-	"\x12GetCapacityRequest\"\xa2\x01\n" +
+	"\x12GetCapacityRequest\"\xe8\x01\n" +
 	"\x13GetCapacityResponse\x12\x1f\n" +
 	"\vtotal_bytes\x18\x01 \x01(\x04R\n" +
 	"totalBytes\x12'\n" +
 	"\x0favailable_bytes\x18\x02 \x01(\x04R\x0eavailableBytes\x12\"\n" +
 	"\rmax_lun_bytes\x18\x03 \x01(\x04R\vmaxLunBytes\x12\x1d\n" +
 	"\n" +
-	"free_slots\x18\x04 \x01(\rR\tfreeSlots\"p\n" +
+	"free_slots\x18\x04 \x01(\rR\tfreeSlots\x12\x14\n" +
+	"\x05fixed\x18\x05 \x01(\bR\x05fixed\x12.\n" +
+	"\x06offers\x18\x06 \x03(\v2\x16.aoecsi.shelf.v1.OfferR\x06offers\"T\n" +
+	"\x05Offer\x12\x12\n" +
+	"\x04slot\x18\x01 \x01(\rR\x04slot\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x02 \x01(\x04R\tsizeBytes\x12\x18\n" +
+	"\arefused\x18\x03 \x01(\tR\arefused\"p\n" +
 	"\fAdmitRequest\x12&\n" +
 	"\x02id\x18\x01 \x01(\v2\x16.aoecsi.shelf.v1.LunIdR\x02id\x128\n" +
 	"\tadmission\x18\x02 \x01(\v2\x1a.aoecsi.shelf.v1.AdmissionR\tadmission\"J\n" +
@@ -1080,7 +1173,7 @@ func file_shelf_v1_shelf_proto_rawDescGZIP() []byte {
 }
 
 var file_shelf_v1_shelf_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_shelf_v1_shelf_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_shelf_v1_shelf_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_shelf_v1_shelf_proto_goTypes = []any{
 	(Access)(0),                   // 0: aoecsi.shelf.v1.Access
 	(*GetInfoRequest)(nil),        // 1: aoecsi.shelf.v1.GetInfoRequest
@@ -1096,48 +1189,50 @@ var file_shelf_v1_shelf_proto_goTypes = []any{
 	(*ListLunsResponse)(nil),      // 11: aoecsi.shelf.v1.ListLunsResponse
 	(*GetCapacityRequest)(nil),    // 12: aoecsi.shelf.v1.GetCapacityRequest
 	(*GetCapacityResponse)(nil),   // 13: aoecsi.shelf.v1.GetCapacityResponse
-	(*AdmitRequest)(nil),          // 14: aoecsi.shelf.v1.AdmitRequest
-	(*ExpelRequest)(nil),          // 15: aoecsi.shelf.v1.ExpelRequest
-	(*GrowLunRequest)(nil),        // 16: aoecsi.shelf.v1.GrowLunRequest
-	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
+	(*Offer)(nil),                 // 14: aoecsi.shelf.v1.Offer
+	(*AdmitRequest)(nil),          // 15: aoecsi.shelf.v1.AdmitRequest
+	(*ExpelRequest)(nil),          // 16: aoecsi.shelf.v1.ExpelRequest
+	(*GrowLunRequest)(nil),        // 17: aoecsi.shelf.v1.GrowLunRequest
+	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
 }
 var file_shelf_v1_shelf_proto_depIdxs = []int32{
 	3,  // 0: aoecsi.shelf.v1.Lun.id:type_name -> aoecsi.shelf.v1.LunId
 	0,  // 1: aoecsi.shelf.v1.Lun.access:type_name -> aoecsi.shelf.v1.Access
 	4,  // 2: aoecsi.shelf.v1.Lun.admitted:type_name -> aoecsi.shelf.v1.Admission
-	17, // 3: aoecsi.shelf.v1.Lun.created:type_name -> google.protobuf.Timestamp
+	18, // 3: aoecsi.shelf.v1.Lun.created:type_name -> google.protobuf.Timestamp
 	3,  // 4: aoecsi.shelf.v1.CreateLunRequest.id:type_name -> aoecsi.shelf.v1.LunId
 	0,  // 5: aoecsi.shelf.v1.CreateLunRequest.access:type_name -> aoecsi.shelf.v1.Access
 	3,  // 6: aoecsi.shelf.v1.DeleteLunRequest.id:type_name -> aoecsi.shelf.v1.LunId
 	3,  // 7: aoecsi.shelf.v1.GetLunRequest.id:type_name -> aoecsi.shelf.v1.LunId
 	5,  // 8: aoecsi.shelf.v1.ListLunsResponse.luns:type_name -> aoecsi.shelf.v1.Lun
-	3,  // 9: aoecsi.shelf.v1.AdmitRequest.id:type_name -> aoecsi.shelf.v1.LunId
-	4,  // 10: aoecsi.shelf.v1.AdmitRequest.admission:type_name -> aoecsi.shelf.v1.Admission
-	3,  // 11: aoecsi.shelf.v1.ExpelRequest.id:type_name -> aoecsi.shelf.v1.LunId
-	3,  // 12: aoecsi.shelf.v1.GrowLunRequest.id:type_name -> aoecsi.shelf.v1.LunId
-	1,  // 13: aoecsi.shelf.v1.Shelf.GetInfo:input_type -> aoecsi.shelf.v1.GetInfoRequest
-	6,  // 14: aoecsi.shelf.v1.Shelf.CreateLun:input_type -> aoecsi.shelf.v1.CreateLunRequest
-	7,  // 15: aoecsi.shelf.v1.Shelf.DeleteLun:input_type -> aoecsi.shelf.v1.DeleteLunRequest
-	9,  // 16: aoecsi.shelf.v1.Shelf.GetLun:input_type -> aoecsi.shelf.v1.GetLunRequest
-	10, // 17: aoecsi.shelf.v1.Shelf.ListLuns:input_type -> aoecsi.shelf.v1.ListLunsRequest
-	12, // 18: aoecsi.shelf.v1.Shelf.GetCapacity:input_type -> aoecsi.shelf.v1.GetCapacityRequest
-	14, // 19: aoecsi.shelf.v1.Shelf.Admit:input_type -> aoecsi.shelf.v1.AdmitRequest
-	15, // 20: aoecsi.shelf.v1.Shelf.Expel:input_type -> aoecsi.shelf.v1.ExpelRequest
-	16, // 21: aoecsi.shelf.v1.Shelf.GrowLun:input_type -> aoecsi.shelf.v1.GrowLunRequest
-	2,  // 22: aoecsi.shelf.v1.Shelf.GetInfo:output_type -> aoecsi.shelf.v1.GetInfoResponse
-	5,  // 23: aoecsi.shelf.v1.Shelf.CreateLun:output_type -> aoecsi.shelf.v1.Lun
-	8,  // 24: aoecsi.shelf.v1.Shelf.DeleteLun:output_type -> aoecsi.shelf.v1.DeleteLunResponse
-	5,  // 25: aoecsi.shelf.v1.Shelf.GetLun:output_type -> aoecsi.shelf.v1.Lun
-	11, // 26: aoecsi.shelf.v1.Shelf.ListLuns:output_type -> aoecsi.shelf.v1.ListLunsResponse
-	13, // 27: aoecsi.shelf.v1.Shelf.GetCapacity:output_type -> aoecsi.shelf.v1.GetCapacityResponse
-	5,  // 28: aoecsi.shelf.v1.Shelf.Admit:output_type -> aoecsi.shelf.v1.Lun
-	5,  // 29: aoecsi.shelf.v1.Shelf.Expel:output_type -> aoecsi.shelf.v1.Lun
-	5,  // 30: aoecsi.shelf.v1.Shelf.GrowLun:output_type -> aoecsi.shelf.v1.Lun
-	22, // [22:31] is the sub-list for method output_type
-	13, // [13:22] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	14, // 9: aoecsi.shelf.v1.GetCapacityResponse.offers:type_name -> aoecsi.shelf.v1.Offer
+	3,  // 10: aoecsi.shelf.v1.AdmitRequest.id:type_name -> aoecsi.shelf.v1.LunId
+	4,  // 11: aoecsi.shelf.v1.AdmitRequest.admission:type_name -> aoecsi.shelf.v1.Admission
+	3,  // 12: aoecsi.shelf.v1.ExpelRequest.id:type_name -> aoecsi.shelf.v1.LunId
+	3,  // 13: aoecsi.shelf.v1.GrowLunRequest.id:type_name -> aoecsi.shelf.v1.LunId
+	1,  // 14: aoecsi.shelf.v1.Shelf.GetInfo:input_type -> aoecsi.shelf.v1.GetInfoRequest
+	6,  // 15: aoecsi.shelf.v1.Shelf.CreateLun:input_type -> aoecsi.shelf.v1.CreateLunRequest
+	7,  // 16: aoecsi.shelf.v1.Shelf.DeleteLun:input_type -> aoecsi.shelf.v1.DeleteLunRequest
+	9,  // 17: aoecsi.shelf.v1.Shelf.GetLun:input_type -> aoecsi.shelf.v1.GetLunRequest
+	10, // 18: aoecsi.shelf.v1.Shelf.ListLuns:input_type -> aoecsi.shelf.v1.ListLunsRequest
+	12, // 19: aoecsi.shelf.v1.Shelf.GetCapacity:input_type -> aoecsi.shelf.v1.GetCapacityRequest
+	15, // 20: aoecsi.shelf.v1.Shelf.Admit:input_type -> aoecsi.shelf.v1.AdmitRequest
+	16, // 21: aoecsi.shelf.v1.Shelf.Expel:input_type -> aoecsi.shelf.v1.ExpelRequest
+	17, // 22: aoecsi.shelf.v1.Shelf.GrowLun:input_type -> aoecsi.shelf.v1.GrowLunRequest
+	2,  // 23: aoecsi.shelf.v1.Shelf.GetInfo:output_type -> aoecsi.shelf.v1.GetInfoResponse
+	5,  // 24: aoecsi.shelf.v1.Shelf.CreateLun:output_type -> aoecsi.shelf.v1.Lun
+	8,  // 25: aoecsi.shelf.v1.Shelf.DeleteLun:output_type -> aoecsi.shelf.v1.DeleteLunResponse
+	5,  // 26: aoecsi.shelf.v1.Shelf.GetLun:output_type -> aoecsi.shelf.v1.Lun
+	11, // 27: aoecsi.shelf.v1.Shelf.ListLuns:output_type -> aoecsi.shelf.v1.ListLunsResponse
+	13, // 28: aoecsi.shelf.v1.Shelf.GetCapacity:output_type -> aoecsi.shelf.v1.GetCapacityResponse
+	5,  // 29: aoecsi.shelf.v1.Shelf.Admit:output_type -> aoecsi.shelf.v1.Lun
+	5,  // 30: aoecsi.shelf.v1.Shelf.Expel:output_type -> aoecsi.shelf.v1.Lun
+	5,  // 31: aoecsi.shelf.v1.Shelf.GrowLun:output_type -> aoecsi.shelf.v1.Lun
+	23, // [23:32] is the sub-list for method output_type
+	14, // [14:23] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_shelf_v1_shelf_proto_init() }
@@ -1151,7 +1246,7 @@ func file_shelf_v1_shelf_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shelf_v1_shelf_proto_rawDesc), len(file_shelf_v1_shelf_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

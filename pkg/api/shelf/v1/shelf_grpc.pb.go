@@ -40,7 +40,7 @@ const (
 type ShelfClient interface {
 	// GetInfo says which shelf this is and what it can do.
 	GetInfo(ctx context.Context, in *GetInfoRequest, opts ...grpc.CallOption) (*GetInfoResponse, error)
-	// CreateLun makes a LUN of zeroes at the slot. The same generation at the same slot with the same size again is
+	// CreateLun makes a LUN of zeroes at the slot, or on a fixed shelf takes the one that is there, if it is blank or may be wiped. The same generation at the same slot with the same size again is
 	// success; ALREADY_EXISTS if another generation owns the slot or the size differs; OUT_OF_RANGE if it can never fit,
 	// RESOURCE_EXHAUSTED if there is no room now.
 	CreateLun(ctx context.Context, in *CreateLunRequest, opts ...grpc.CallOption) (*Lun, error)
@@ -166,7 +166,7 @@ func (c *shelfClient) GrowLun(ctx context.Context, in *GrowLunRequest, opts ...g
 type ShelfServer interface {
 	// GetInfo says which shelf this is and what it can do.
 	GetInfo(context.Context, *GetInfoRequest) (*GetInfoResponse, error)
-	// CreateLun makes a LUN of zeroes at the slot. The same generation at the same slot with the same size again is
+	// CreateLun makes a LUN of zeroes at the slot, or on a fixed shelf takes the one that is there, if it is blank or may be wiped. The same generation at the same slot with the same size again is
 	// success; ALREADY_EXISTS if another generation owns the slot or the size differs; OUT_OF_RANGE if it can never fit,
 	// RESOURCE_EXHAUSTED if there is no room now.
 	CreateLun(context.Context, *CreateLunRequest) (*Lun, error)
