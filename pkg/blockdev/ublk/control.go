@@ -181,6 +181,19 @@ func (s sysfs) block(number int, elem ...string) string {
 	return filepath.Join(append([]string{s.root, "block", fmt.Sprintf("ublkb%d", number)}, elem...)...)
 }
 
+// bytes is the block device's size; 0 when there is none.
+func (s sysfs) bytes(number int) (uint64, error) {
+	b, err := os.ReadFile(s.block(number, "size"))
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	sectors, err := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 55)
+	return sectors * 512, err
+}
+
 // idle says whether no request is out.
 func (s sysfs) idle(number int) (bool, error) {
 	b, err := os.ReadFile(s.block(number, "inflight"))

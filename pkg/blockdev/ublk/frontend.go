@@ -142,7 +142,7 @@ func (f *Frontend) Create(_ context.Context, p blockdev.Params) (blockdev.Device
 	return d, nil
 }
 
-// Recover implements blockdev.Frontend. The device keeps the parameters it was made with.
+// Recover implements blockdev.Frontend. The device keeps the parameters it was made with, and a size that the kernel was told later.
 func (f *Frontend) Recover(_ context.Context, s blockdev.State) (blockdev.Device, error) {
 	number, err := f.find(s)
 	if err != nil {
@@ -152,6 +152,11 @@ func (f *Frontend) Recover(_ context.Context, s blockdev.State) (blockdev.Device
 		return nil, fmt.Errorf("recover ublk%d of %s: %w", s.Number, s.ID, os.ErrNotExist)
 	}
 	s.Number = number
+	bytes, err := f.sys.bytes(number)
+	if err != nil {
+		return nil, fmt.Errorf("recover ublk%d: %w", number, err)
+	}
+	s.Params.SizeBytes = max(s.Params.SizeBytes, bytes)
 	d, err := newDevice(f, s, true)
 	if err != nil {
 		return nil, fmt.Errorf("recover ublk%d: %w", number, err)

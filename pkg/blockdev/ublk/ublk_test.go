@@ -118,6 +118,30 @@ func TestReserve(t *testing.T) {
 	}
 }
 
+func TestBytes(t *testing.T) {
+	s := sysfs{root: t.TempDir()}
+	if n, err := s.bytes(3); n != 0 || err != nil {
+		t.Errorf("no device: %d, %v", n, err)
+	}
+	if err := os.MkdirAll(filepath.Dir(s.block(3, "size")), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for text, want := range map[string]uint64{"131072\n": 64 << 20, "0\n": 0} {
+		if err := os.WriteFile(s.block(3, "size"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := s.bytes(3); n != want || err != nil {
+			t.Errorf("%q: %d, %v", text, n, err)
+		}
+	}
+	if err := os.WriteFile(s.block(3, "size"), []byte("much"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.bytes(3); err == nil {
+		t.Error("nonsense was taken")
+	}
+}
+
 // TestProbeSaysWhy: on a host without the driver's device the error says what to look at.
 func TestProbeSaysWhy(t *testing.T) {
 	f := New()
