@@ -5,7 +5,7 @@ export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin:/usr/local/go/bin
 
 .DEFAULT_GOAL := help
 .PHONY: help bench build image demo generate manifests check lint test sim sim-bugs test-unit test-race test-net test-sanity test-interop \
-	test-faults test-recovery test-cluster cluster-up cluster-down vm-shell deps third-party clean
+	test-static test-faults test-recovery test-cluster cluster-up cluster-down vm-shell deps third-party clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 } /^##@ / { printf "\n%s\n", substr($$0, 5) }' $(MAKEFILE_LIST)
@@ -67,6 +67,10 @@ test-sanity: ## csi-sanity in a VM (root)
 
 test-interop: ## vblade, the kernel's aoe driver, aoetools in a VM (root)
 	@hack/test.sh interop
+
+test-static: ## pools of vblades and simulated targets in network namespaces, 1000 runs with crashes (root; 5 min)
+	go test -count=1 -tags integration -timeout 30m ./pkg/inband/... ./pkg/shelf
+	go test -count=1 -timeout 30m -run TestPoolCrashes ./pkg/shelf -crash-runs 1000
 
 test-faults: ## loss, fencing, lost answers in a VM (root)
 	@hack/test.sh faults

@@ -31,7 +31,7 @@ func (p *Proxy) Run(ctx context.Context) {
 			}
 		}
 	})
-	defer p.cfg.Client.Listen(nil)
+	defer func() { p.cfg.Client.Listen(nil) }()
 	round := time.NewTimer(0)
 	defer round.Stop()
 	for {
