@@ -108,7 +108,7 @@ func (s *Shelf) capacity(ctx context.Context) (ShelfCapacity, error) {
 	var offers []Offer
 	for _, o := range r.GetOffers() {
 		if o.GetSlot() < uint32(slotsPerShelf) {
-			offers = append(offers, Offer{Slot: uint8(o.GetSlot()), Bytes: clamp(o.GetSizeBytes()), Refused: o.GetRefused()})
+			offers = append(offers, Offer{Slot: uint8(o.GetSlot()), Bytes: clamp(o.GetSizeBytes()), Refused: o.GetRefused(), Data: o.GetData()})
 		}
 	}
 	return ShelfCapacity{

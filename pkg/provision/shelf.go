@@ -36,6 +36,7 @@ type Offer struct {
 	Slot    uint8
 	Bytes   int64
 	Refused string // why it cannot be taken now; empty: it can
+	Data    bool   // only for what is on it
 }
 
 // Shelf is a shelf that has just said who it is. Every call has a deadline of its own and

@@ -59,7 +59,7 @@ type slot struct {
 
 	mu      sync.Mutex
 	target  *inband.Target // as it answered last; nil: it does not
-	refusal string         // why it was not taken lately; empty: it was not tried
+	refusal string         // what was found on it when it was to be taken; empty: nothing, or it was not tried
 	job     *job
 	// cleared is the volume that was scrubbed last, wiped the one that found the LUN wiped: an answer may have been lost.
 	cleared, wiped string
@@ -243,8 +243,8 @@ func (p *Proxy) GetCapacity(context.Context, *shelfv1.GetCapacityRequest) (*shel
 	c := &shelfv1.GetCapacityResponse{Fixed: true}
 	for _, n := range slices.Sorted(slices.Values(p.cfg.Slots)) {
 		s := p.slots[n]
-		size, refused := s.offer()
-		c.Offers = append(c.Offers, &shelfv1.Offer{Slot: uint32(n), SizeBytes: uint64(size), Refused: refused})
+		size, refused, data := s.offer()
+		c.Offers = append(c.Offers, &shelfv1.Offer{Slot: uint32(n), SizeBytes: uint64(size), Refused: refused, Data: data})
 		c.TotalBytes += uint64(size)
 		if refused == "" {
 			c.AvailableBytes += uint64(size)
@@ -255,11 +255,11 @@ func (p *Proxy) GetCapacity(context.Context, *shelfv1.GetCapacityRequest) (*shel
 	return c, nil
 }
 
-// offer is a LUN's size in bytes and why it cannot be taken, as far as is known without asking.
-func (s *slot) offer() (size int64, refused string) {
+// offer is a LUN's size in bytes and why it cannot be taken, as far as is known without asking; with data only for what is on it.
+func (s *slot) offer() (size int64, refused string, data bool) {
 	a, err := s.answer()
 	if err != nil {
-		return 0, status.Convert(err).Message()
+		return 0, status.Convert(err).Message(), false
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -269,9 +269,9 @@ func (s *slot) offer() (size int64, refused string) {
 	case !reservable(a.Reserved):
 		refused = fmt.Sprintf("is reserved to %s", a.Reserved)
 	default:
-		refused = s.refusal
+		refused, data = s.refusal, s.refusal != ""
 	}
-	return sizeOf(a), refused
+	return sizeOf(a), refused, data
 }
 
 // reservable says whether nobody uses a target that is free: nobody has it reserved, or a proxy left it closed.

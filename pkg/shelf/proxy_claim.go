@@ -3,6 +3,7 @@ package shelf
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -114,6 +115,9 @@ func (p *Proxy) prepare(ctx context.Context, s *slot, a inband.Answer, rec *volu
 	if err := p.release(ctx, a, nil); err != nil {
 		return wireStatus(s, err)
 	}
+	s.mu.Lock()
+	s.refusal = "is not blank: " + found // for the next choice
+	s.mu.Unlock()
 	return s.refuse("is not blank: %s", found)
 }
 
@@ -213,13 +217,9 @@ func (p *Proxy) remove(ctx context.Context, s *slot, rec *volume.Record) error {
 	return wireStatus(s, p.release(ctx, a, []aoe.MAC{Sentinel}))
 }
 
-// refuse notes why the LUN cannot be taken, for the next choice, and is the ALREADY_EXISTS that ends this one.
+// refuse is the ALREADY_EXISTS that ends this choice.
 func (s *slot) refuse(format string, args ...any) error {
-	err := status.Errorf(codes.AlreadyExists, format, args...)
-	s.mu.Lock()
-	s.refusal = status.Convert(err).Message()
-	s.mu.Unlock()
-	return status.Error(codes.AlreadyExists, s.addr.String()+" "+status.Convert(err).Message())
+	return status.Error(codes.AlreadyExists, s.addr.String()+" "+fmt.Sprintf(format, args...))
 }
 
 // isClaim says whether a config string is this volume's claim.

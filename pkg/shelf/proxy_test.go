@@ -201,3 +201,45 @@ func TestFiftyClaims(t *testing.T) {
 		t.Errorf("%d slots taken", len(owners))
 	}
 }
+
+// TestPoolAdopts a LUN with data on it, which stay as they are until the volume is deleted, under either policy.
+func TestPoolAdopts(t *testing.T) {
+	for _, wipe := range []bool{false, true} {
+		targets := vblades(2048, 2048)
+		p := newPool(t, wipe, targets...)
+		d := targets[1]
+		for lba := range uint64(2048) {
+			d.Put(lba, 9)
+		}
+		request := provision.AdoptRequest{Name: "old", Addr: d.Addr, Claim: "team/old"}
+		v, err := p.service.Adopt(t.Context(), request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := p.service.Adopt(t.Context(), request)
+		if err != nil || again.ID != v.ID || v.SizeBytes != mib {
+			t.Errorf("adopted %+v, again %+v, %v", v, again, err)
+		}
+		if c, err := aoe.ParseClaim(d.Config()); err != nil || c.Generation != string(v.ID.Generation) || !slices.Equal(d.Reserved(), []aoe.MAC{shelf.Sentinel}) {
+			t.Errorf("config string %q, reserved to %v", d.Config(), d.Reserved())
+		}
+		request.Name = "thief"
+		if _, err := p.service.Adopt(t.Context(), request); !errors.Is(err, volume.ErrConflict) {
+			t.Errorf("adopted twice: %v", err)
+		}
+		if _, err := p.service.Publish(t.Context(), v.ID.String(), "n1", false); err != nil {
+			t.Error(err)
+		}
+		check(t, p.service.Unpublish(t.Context(), v.ID.String(), "n1"))
+		check(t, p.service.Repair(t.Context()))
+		if d.Used() != 2048 {
+			t.Errorf("wipe %v: %d sectors of 2048 have data", wipe, d.Used())
+		}
+		// A LUN that is in use elsewhere is nobody's to adopt.
+		targets[0].SetReserved(otherMAC)
+		p.look()
+		if _, err := p.service.Adopt(t.Context(), provision.AdoptRequest{Name: "used", Addr: targets[0].Addr}); !errors.Is(err, volume.ErrConflict) {
+			t.Errorf("adopted what others have reserved: %v", err)
+		}
+	}
+}

@@ -853,6 +853,7 @@ type Offer struct {
 	Slot          uint32                 `protobuf:"varint,1,opt,name=slot,proto3" json:"slot,omitempty"`
 	SizeBytes     uint64                 `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
 	Refused       string                 `protobuf:"bytes,3,opt,name=refused,proto3" json:"refused,omitempty"` // why it cannot be taken now; empty: it can
+	Data          bool                   `protobuf:"varint,4,opt,name=data,proto3" json:"data,omitempty"`      // refused only for what is on it: it can be adopted
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -906,6 +907,13 @@ func (x *Offer) GetRefused() string {
 		return x.Refused
 	}
 	return ""
+}
+
+func (x *Offer) GetData() bool {
+	if x != nil {
+		return x.Data
+	}
+	return false
 }
 
 type AdmitRequest struct {
@@ -1129,12 +1137,13 @@ const file_shelf_v1_shelf_proto_rawDesc = "" +
 	"\n" +
 	"free_slots\x18\x04 \x01(\rR\tfreeSlots\x12\x14\n" +
 	"\x05fixed\x18\x05 \x01(\bR\x05fixed\x12.\n" +
-	"\x06offers\x18\x06 \x03(\v2\x16.aoecsi.shelf.v1.OfferR\x06offers\"T\n" +
+	"\x06offers\x18\x06 \x03(\v2\x16.aoecsi.shelf.v1.OfferR\x06offers\"h\n" +
 	"\x05Offer\x12\x12\n" +
 	"\x04slot\x18\x01 \x01(\rR\x04slot\x12\x1d\n" +
 	"\n" +
 	"size_bytes\x18\x02 \x01(\x04R\tsizeBytes\x12\x18\n" +
-	"\arefused\x18\x03 \x01(\tR\arefused\"p\n" +
+	"\arefused\x18\x03 \x01(\tR\arefused\x12\x12\n" +
+	"\x04data\x18\x04 \x01(\bR\x04data\"p\n" +
 	"\fAdmitRequest\x12&\n" +
 	"\x02id\x18\x01 \x01(\v2\x16.aoecsi.shelf.v1.LunIdR\x02id\x128\n" +
 	"\tadmission\x18\x02 \x01(\v2\x1a.aoecsi.shelf.v1.AdmissionR\tadmission\"J\n" +
