@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -37,6 +38,15 @@ type pool struct {
 	proxy   *shelf.Proxy
 	address string
 	service *provision.Service
+	mu      sync.Mutex // guards events
+	events  []string   // "Warning NotFenced"
+}
+
+// Event implements provision.Recorder.
+func (p *pool) Event(_ *volume.Record, kind provision.EventType, reason, _ string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.events = append(p.events, string(kind)+" "+reason)
 }
 
 // vblades makes targets of so many sectors, slot 0 first.
@@ -107,7 +117,7 @@ func (p *pool) serve() {
 // controller is one more of them, until it is closed.
 func (p *pool) controller(store volume.Store) (service *provision.Service, closeIt func()) {
 	shelves := provision.NewShelves(provision.ShelvesConfig{Sources: []provision.Source{provision.StaticSource(p.address)}, Timeout: time.Minute})
-	return provision.NewService(provision.Config{Store: store, Shelves: shelves}), func() { check(p.t, shelves.Close()) }
+	return provision.NewService(provision.Config{Store: store, Shelves: shelves, Recorder: p}), func() { check(p.t, shelves.Close()) }
 }
 
 // look has the proxy hear from every target, as a scan would.

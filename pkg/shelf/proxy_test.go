@@ -116,7 +116,32 @@ func TestPoolWithoutReservations(t *testing.T) {
 	if _, err := p.service.Publish(t.Context(), v.ID.String(), "n1", false); err != nil {
 		t.Fatal(err)
 	}
+	if !slices.Contains(p.events, "Warning NotFenced") {
+		t.Errorf("events %q", p.events)
+	}
 	check(t, p.service.Unpublish(t.Context(), v.ID.String(), "n1"))
+}
+
+// TestPoolRestoresWhatIsConfirmed: while the controller is taking a node off, a target that was restarted does not let it in again.
+func TestPoolRestoresWhatIsConfirmed(t *testing.T) {
+	targets := vblades(2048)
+	p := newPool(t, false, targets...)
+	v := p.create("data", mib)
+	if _, err := p.service.Publish(t.Context(), v.ID.String(), "n1", false); err != nil {
+		t.Fatal(err)
+	}
+	rec := record(t, p, "data")
+	rec.Admitted[0].Confirmed = false
+	check(t, p.store.UpdateVolume(t.Context(), rec))
+	targets[0].Restart()
+	p.look()
+	if got := targets[0].Reserved(); slices.Contains(got, nodeMAC) || targets[0].Config() != "" {
+		t.Errorf("reserved to %v, config string %q", got, targets[0].Config())
+	}
+	check(t, p.service.Unpublish(t.Context(), v.ID.String(), "n1"))
+	if got := targets[0].Reserved(); !slices.Equal(got, []aoe.MAC{shelf.Sentinel}) {
+		t.Errorf("taken off, and reserved to %v", got)
+	}
 }
 
 // TestPoolScrubs what a volume left, also when the target was restarted; then the LUN is free.
