@@ -74,7 +74,8 @@ func (p *pump) watch() error {
 	if err := p.loop.Watch(p.fd, p); err != nil {
 		return err
 	}
-	p.watching, p.dirty = true, true // the first Flush tells the queue which thread is its own
+	p.watching = true
+	p.flush() // tells the queue which thread is its own, before anybody starts the device
 	return nil
 }
 

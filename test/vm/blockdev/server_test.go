@@ -48,7 +48,9 @@ func serve(t *testing.T, d *disk, q blockdev.Queue) *server {
 		t.Fatal(err)
 	}
 	s := &server{t: t, disk: d, q: q, wake: wake, end: make(chan struct{})}
-	go s.loop()
+	ready := make(chan struct{})
+	go s.loop(ready)
+	<-ready
 	return s
 }
 
@@ -66,7 +68,7 @@ func (s *server) nudge() {
 	}
 }
 
-func (s *server) loop() {
+func (s *server) loop(ready chan<- struct{}) {
 	runtime.LockOSThread()
 	defer close(s.end)
 	fds := []unix.PollFd{{Fd: int32(s.q.FD()), Events: unix.POLLIN}, {Fd: int32(s.wake), Events: unix.POLLIN}}
@@ -74,6 +76,7 @@ func (s *server) loop() {
 	if _, err := s.q.Flush(); err != nil { // the queue learns which thread is its own
 		s.t.Errorf("first flush: %v", err)
 	}
+	close(ready)
 	for {
 		if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {
 			s.t.Errorf("poll: %v", err)
