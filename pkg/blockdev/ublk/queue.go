@@ -125,7 +125,7 @@ func (q *queue) fetchAll() {
 	for tag := range q.slots {
 		q.command(tag, cmdFetch, 0)
 	}
-	err := q.submit()
+	err := withoutRights(q.submit)
 	q.err = errors.Join(q.err, err)
 	q.begun <- err
 }

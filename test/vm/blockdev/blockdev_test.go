@@ -91,6 +91,19 @@ func testProbe(t *testing.T, fresh func() blockdev.Frontend) {
 	}
 }
 
+// TestStartReadsNothing: a start that waits for an answer of ours would be stuck, and everything after it, if we were killed just then.
+func TestStartReadsNothing(t *testing.T) {
+	each(t, testStartReadsNothing)
+}
+
+func testStartReadsNothing(t *testing.T, fresh func() blockdev.Frontend) {
+	d := &disk{mem: make([]byte, size), mute: true}
+	dev, _ := start(t, fresh(), d, params("mute@1"))
+	if idle, err := dev.Idle(); err != nil || !idle {
+		t.Errorf("requests are out after the start: idle %v, %v", idle, err)
+	}
+}
+
 func TestVerifiedLoad(t *testing.T) {
 	each(t, testVerifiedLoad)
 }
