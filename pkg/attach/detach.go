@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,15 +20,6 @@ const (
 	// idleEvery is how often the kernel is asked whether requests are out.
 	idleEvery = 10 * time.Millisecond
 )
-
-// flushing is an fsync of the device under way. It can take as long as the target stays silent, so it has a goroutine of
-// its own, which ends when the device's requests have ended one way or the other.
-type flushing struct {
-	done chan struct{} // closed when err is valid
-	err  error
-	// stale: an Attach came after it began; guarded by the attachment's mu.
-	stale bool
-}
 
 // Detach flushes and removes the device; not attached is success. While the target does not answer and I/O is pending the error
 // matches ErrPending, until timeout (0: 5 min) has passed since the first call: then what is outstanding is given up. With force
@@ -166,38 +156,6 @@ func (a *attachment) notYet(ctx context.Context, limit time.Time) error {
 		return err
 	}
 	return fmt.Errorf("%w: %s", ErrPending, message)
-}
-
-// flush starts an fsync of the device, or returns the one that an earlier call started.
-func (a *attachment) flush() *flushing {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.flushing == nil {
-		f := &flushing{done: make(chan struct{})}
-		path, readOnly := a.disk.Path(), a.opts.ReadOnly
-		a.flushing = f
-		go func() {
-			defer close(f.done)
-			f.err = syncDevice(path, readOnly)
-		}()
-	}
-	return a.flushing
-}
-
-// syncDevice writes back what is dirty and flushes. Opening exclusively fails with EBUSY while the device is mounted.
-func syncDevice(path string, readOnly bool) error {
-	mode := os.O_RDWR
-	if readOnly {
-		mode = os.O_RDONLY
-	}
-	f, err := os.OpenFile(path, mode|unix.O_EXCL, 0)
-	if err != nil {
-		return err
-	}
-	if readOnly {
-		return f.Close()
-	}
-	return errors.Join(f.Sync(), f.Close())
 }
 
 // giveUp fails everything that is outstanding, and what may still come until the device is gone.
