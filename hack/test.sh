@@ -26,14 +26,13 @@ go_suite() {
   go test -json "$@" 2>&1 | tee "$RESULTS/$name.json" | "$BIN/testsum" -count "$RESULTS/$name.count"
 }
 
-# vm_suite NAME PACKAGE…: test/vm packages, each in a VM of its own. The console is shown as it comes; counted is the
-# log that the guest left.
+# vm_suite NAME PACKAGE…: test/vm packages. The console is shown as it comes; counted are the logs that the guest left.
 vm_suite() {
   local name=$1 package status=0 passed=0 failed=0 p f; shift
+  for package; do rm -f "$RESULTS/vm/$package/test.log"; done
+  "$ROOT/hack/vm-test.sh" "$@" || status=1
   for package; do
-    rm -f "$RESULTS/vm-$package/test.log"
-    "$ROOT/hack/vm-test.sh" "$package" || status=1
-    read -r p f <<<"$(count_log "vm/$package" "$RESULTS/vm-$package/test.log")"
+    read -r p f <<<"$(count_log "vm/$package" "$RESULTS/vm/$package/test.log")"
     passed=$((passed + p)) failed=$((failed + f))
   done
   echo "$passed $failed" >"$RESULTS/$name.count"

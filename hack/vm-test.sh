@@ -5,13 +5,15 @@
 #
 # NAME is a package under test/vm, built with the tag `vm`. The test binaries and aoe-csi are built on the host and lie in
 # PATH in the guest; a test runs in its package's directory as root of the guest. Output appears as it comes and, with
-# whatever the test writes to /results ($AOE_CSI_RESULTS in the guest), in $CACHE/results/vm-NAME on the host.
+# whatever the test writes to $AOE_CSI_RESULTS, in $CACHE/results/vm/NAME on the host. Packages share one guest, one after the other,
+# except those that have a vm.env, which says what machine they need.
 # A failed test, a guest that dies and a timeout all end in a non-zero status.
 #
-#   TIMEOUT=900 SMP=2 MEM=4096 NICS=0   see vm.sh; a package's vm.env says what it needs
-#   FRONTEND=ublk|nbd                   runs everything with that front end
-#   FULL=1                              runs in full what is shortened otherwise
-#   AOE_CSI_RACE=1                      build with the race detector (about five times slower in the guest)
+#   TIMEOUT=900                  seconds for each package
+#   SMP=2 MEM=4096 NICS=0        see vm.sh
+#   FRONTEND=ublk|nbd            runs everything with that front end
+#   FULL=1                       runs in full what is shortened otherwise
+#   AOE_CSI_RACE=1               build with the race detector (about five times slower in the guest)
 set -euo pipefail
 source "$(dirname "$0")/lib/common.sh"
 
@@ -25,42 +27,45 @@ done
 need_root
 "$ROOT/hack/vm.sh" build
 
-# run_in_vm NAME FLAG…: builds and runs one package's tests. Called under ||, where set -e does nothing.
+# run_in_vm FLAGS NAME…: builds and runs packages in one guest. FLAGS is a quoted list. Called under ||, where set -e does nothing.
 run_in_vm() {
-  local name=$1; shift
-  # shellcheck disable=SC1090
-  [ ! -e "$ROOT/test/vm/$name/vm.env" ] || source "$ROOT/test/vm/$name/vm.env"
-  export TIMEOUT=${TIMEOUT:-900}
-  local results=$CACHE/results/vm-$name
+  local flags=$1 name; shift
+  export RESULTS=$CACHE/results/vm TIMEOUT=${TIMEOUT:-900} CGO_ENABLED=0
   local bin; bin=$(mktemp -d "$CACHE/vm/bin.XXXXXX")
   # shellcheck disable=SC2064
   trap "rm -rf '$bin'" EXIT
-  say "vm-test $name: building"
-  export CGO_ENABLED=0
+  say "vm-test $*: building"
   local race=()
-  [ -z "${AOE_CSI_RACE:-}" ] || { race=(-race); export CGO_ENABLED=1; }
-  if [ -d "$ROOT/cmd/aoe-csi" ]; then (cd "$ROOT" && go build "${race[@]}" -o "$bin/aoe-csi" ./cmd/aoe-csi) || return; fi
-  (cd "$ROOT" && go test -c "${race[@]}" -tags vm -o "$bin/$name.test" "./test/vm/$name") || return
-  rm -rf "$results"
-  mkdir -p "$results"
+  [ -z "${AOE_CSI_RACE:-}" ] || { race=(-race); CGO_ENABLED=1; }
+  (cd "$ROOT" && go build "${race[@]}" -o "$bin/aoe-csi" ./cmd/aoe-csi) || return
+  (cd "$ROOT" && go test -c "${race[@]}" -tags vm -o "$bin/" "${@/#/./test/vm/}") || return
   {
-    printf 'export PATH=%q:$PATH AOE_CSI_BIN=%q AOE_CSI_RESULTS=/results\n' "$bin" "$bin/aoe-csi"
-    printf 'export FRONTEND=%q FULL=%q\n' "${FRONTEND:-}" "${FULL:-}"
-    printf 'cd %q || exit\n' "$ROOT/test/vm/$name"
-    printf '%s.test -test.v -test.timeout=%ds' "$name" $((TIMEOUT - 60))
-    printf ' %q' "${@/#-/-test.}"
-    # The pipe's status is the test's; the log on the share is what the counters read.
-    printf ' 2>&1 | tee /results/test.log; exit ${PIPESTATUS[0]}\n'
+    printf 'export PATH=%q:$PATH AOE_CSI_BIN=%q FRONTEND=%q FULL=%q\nstatus=0\n' "$bin" "$bin/aoe-csi" "${FRONTEND:-}" "${FULL:-}"
+    for name; do
+      printf 'export AOE_CSI_RESULTS=/results/%q\ncd %q || exit\n' "$name" "$ROOT/test/vm/$name"
+      # The pipe's status is the test's; the log on the share is what the counters read.
+      printf '%s.test -test.v -test.timeout=%ds %s 2>&1 | tee /results/%s/test.log; [ ${PIPESTATUS[0]} -eq 0 ] || status=1\n' \
+        "$name" "$TIMEOUT" "$flags" "$name"
+    done
+    printf 'exit $status\n'
   } >"$bin/script"
   # One guest at a time: emulated ones side by side make each other miss their deadlines.
   exec {lock}>"$CACHE/vm/test.lock"
-  flock -n "$lock" || { say "vm-test $name: waiting for another VM test"; flock "$lock"; }
-  say "vm-test $name: booting"
-  RESULTS=$results "$ROOT/hack/vm.sh" run "$bin/script"
+  flock -n "$lock" || { say "vm-test $*: waiting for another VM test"; flock "$lock"; }
+  for name; do rm -rf "${RESULTS:?}/$name"; mkdir -p "$RESULTS/$name"; done
+  say "vm-test $*: booting"
+  TIMEOUT=$((TIMEOUT * $# + 60)) "$ROOT/hack/vm.sh" run "$bin/script"
 }
 
-failed=()
+flags=$([ $# -eq 0 ] || printf ' %q' "${@/#-/-test.}")
+alike=() failed=
 for name in "${names[@]}"; do
-  (run_in_vm "$name" "$@") || failed+=("$name")
+  if [ -e "$ROOT/test/vm/$name/vm.env" ]; then
+    # shellcheck disable=SC1090
+    (source "$ROOT/test/vm/$name/vm.env" && run_in_vm "$flags" "$name") || failed=1
+  else
+    alike+=("$name")
+  fi
 done
-[ ${#failed[@]} -eq 0 ] || die "failed: ${failed[*]} (logs in $CACHE/results/vm-NAME)"
+[ ${#alike[@]} -eq 0 ] || (run_in_vm "$flags" "${alike[@]}") || failed=1
+[ -z "$failed" ] || die "some tests failed; logs are in $CACHE/results/vm"

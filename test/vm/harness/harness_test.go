@@ -20,6 +20,7 @@ func TestDevices(t *testing.T) {
 }
 
 func TestModulesLoadOnDemand(t *testing.T) {
+	t.Cleanup(func() { _ = exec.Command("modprobe", "--remove", "aoe").Run() }) // whatever runs after it has its own initiator
 	for _, module := range []string{"aoe", "nvme_tcp", "dm_flakey"} {
 		if out, err := exec.Command("modprobe", module).CombinedOutput(); err != nil {
 			t.Errorf("modprobe %s: %v: %s", module, err, out)
