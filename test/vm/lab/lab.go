@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -27,10 +28,13 @@ type Lab struct {
 	n    int
 }
 
+// labs counts those of this process, which may run side by side.
+var labs atomic.Int32
+
 // New makes an empty segment (a bridge with MTU 9000 in a namespace of its own) that goes away with the test.
 func New(t *testing.T) *Lab {
 	t.Helper()
-	l := &Lab{Frontend: Frontend(), t: t, dir: t.TempDir(), name: fmt.Sprintf("l%d", os.Getpid()%10000)}
+	l := &Lab{Frontend: Frontend(), t: t, dir: t.TempDir(), name: fmt.Sprintf("l%d-%d", os.Getpid()%10000, labs.Add(1))}
 	l.Run("ip", "netns", "add", l.name)
 	t.Cleanup(func() { l.try("ip", "netns", "del", l.name) })
 	l.Run("ip", "-n", l.name, "link", "add", "br0", "mtu", "9000", "type", "bridge", "forward_delay", "0")
@@ -296,6 +300,7 @@ func (l *Lab) Eventually(d time.Duration, what string, check func() error) {
 			return
 		}
 		if time.Now().After(deadline) {
+			l.Diagnose()
 			l.t.Fatalf("%s: not within %v: %v", what, d, err)
 		}
 		time.Sleep(100 * time.Millisecond)

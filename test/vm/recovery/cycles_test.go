@@ -4,7 +4,6 @@ package recovery
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -24,7 +23,7 @@ import (
 // the middle of detaching, in between, or not. Every volume works, and in the end there is nothing left of any of them.
 func TestCycles(t *testing.T) {
 	eachFrontend(t, func(t *testing.T, l *lab.Lab) {
-		times := scaled(t, "cycles", 200, 24)
+		times := scaled(t, "cycles", 200, 12)
 		c := cycles{t: t, l: l}
 		target, host := l.Host("t").Target(7), l.Host("a")
 		c.generation = managed(t, target, "e7.1", "16Mi", host)
@@ -46,7 +45,7 @@ func TestCycles(t *testing.T) {
 		for range 5 {
 			c.once(nobody)
 		}
-		nothingLeft(t, c.i)
+		nothingLeft(t, l, c.i)
 		l.Eventually(time.Minute, "as many descriptors as before", func() error {
 			if after := c.open(); after != before {
 				return fmt.Errorf("initiator has open:\n%s\nbefore:\n%s", after, before)
@@ -133,9 +132,16 @@ func (c *cycles) open() string {
 }
 
 // nothingLeft fails the test if anything is left of an attachment: in the kernel, in the run directory, or in the initiator's eyes.
-func nothingLeft(t *testing.T, i *lab.Initiator) {
+func nothingLeft(t *testing.T, l *lab.Lab, i *lab.Initiator) {
 	t.Helper()
-	for _, pattern := range []string{"/sys/block/nbd*/pid", "/sys/block/ublkb*", "/sys/class/ublk-char/*", filepath.Join(i.Records(), "*")} {
+	patterns := []string{filepath.Join(i.Records(), "*")}
+	if l.Frontend != "ublk" {
+		patterns = append(patterns, "/sys/block/nbd*/pid")
+	}
+	if l.Frontend != "nbd" {
+		patterns = append(patterns, "/sys/block/ublkb*", "/sys/class/ublk-char/*")
+	}
+	for _, pattern := range patterns {
 		if found, err := filepath.Glob(pattern); err != nil || len(found) > 0 {
 			t.Errorf("left: %v, %v", found, err)
 		}
@@ -154,8 +160,5 @@ func nothingLeft(t *testing.T, i *lab.Initiator) {
 	}
 	if out, err := i.CLI(time.Minute, "doctor", "--run-dir", i.Dir, "--state-dir", filepath.Join(i.Dir, "state")); err != nil {
 		t.Errorf("doctor: %v\n%s", err, out)
-	}
-	if t.Failed() {
-		t.Error(errors.New("something was left behind"))
 	}
 }

@@ -22,7 +22,7 @@ func TestKills(t *testing.T) {
 	eachFrontend(t, func(t *testing.T, l *lab.Lab) {
 		host := l.Host("a")
 		i := host.Supervised()
-		survive(t, l, i, scaled(t, "kills", 50, 10), func() time.Time { return i.Signal(syscall.SIGKILL) })
+		survive(t, l, i, scaled(t, "kills", 50, 8), func() time.Time { return i.Signal(syscall.SIGKILL) })
 	})
 }
 
@@ -31,7 +31,7 @@ func TestTerminations(t *testing.T) {
 	eachFrontend(t, func(t *testing.T, l *lab.Lab) {
 		host := l.Host("a")
 		i := host.Initiator()
-		survive(t, l, i, scaled(t, "terminations", 10, 3), func() time.Time {
+		survive(t, l, i, scaled(t, "terminations", 10, 2), func() time.Time {
 			when := time.Now()
 			if err := i.Terminate(15 * time.Second); err != nil {
 				t.Fatal(err)

@@ -30,7 +30,6 @@ const (
 // TestMemoryPressure: far more is written to a file system on a volume than the machine has memory for, without swap, so that memory is
 // freed only by what goes through the initiator.
 func TestMemoryPressure(t *testing.T) {
-	size := scaled(t, "MiB written back", 1024, 320)
 	// A program that is mapped from the host's file system is read again over 9p, which needs much memory at a time.
 	binary := filepath.Join("/dev/shm", filepath.Base(lab.Binary()))
 	if err := copyFile(lab.Binary(), binary); err != nil {
@@ -38,22 +37,25 @@ func TestMemoryPressure(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = os.Remove(binary) }) // goes with the machine anyway
 	t.Setenv("AOE_CSI_BIN", binary)
-	// The target's disk is memory set aside, mapped past the page cache: as if it were another machine's.
-	t.Run("ethernet", func(t *testing.T) {
-		eachFrontend(t, func(t *testing.T, l *lab.Lab) {
+	size := scaled(t, "MiB written back", 1024, 256)
+	for _, frontend := range lab.Frontends() {
+		// The target's disk is memory set aside, mapped past the page cache: as if it were another machine's.
+		t.Run("ethernet/"+frontend, func(t *testing.T) {
+			l := lab.New(t)
+			l.Frontend = frontend
 			target, host := l.Host("t"), l.Host("a")
 			disk(t, l, target, "dax")
 			pressure(t, l, target.Target(7), host, size)
 		})
-	})
-	// The same machine has initiator and target, whose file is in the page cache.
-	t.Run("storage host", func(t *testing.T) {
-		eachFrontend(t, func(t *testing.T, l *lab.Lab) {
+		// The same machine has initiator and target, whose file is in the page cache.
+		t.Run("storage host/"+frontend, func(t *testing.T) {
+			l := lab.New(t)
+			l.Frontend = frontend
 			host := l.Host("s")
 			disk(t, l, host, "")
 			pressure(t, l, host.Target(7), host, size)
 		})
-	})
+	}
 }
 
 func copyFile(from, to string) error {

@@ -13,10 +13,12 @@ import (
 	"github.com/aoe-csi/aoe-csi/test/vm/lab"
 )
 
-// eachFrontend runs a test with a segment of its own for every front end that was asked for.
+// eachFrontend runs a test, which waits most of its time, with every front end that was asked for side by side, each with a segment
+// of its own.
 func eachFrontend(t *testing.T, f func(t *testing.T, l *lab.Lab)) {
 	for _, name := range lab.Frontends() {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			l := lab.New(t)
 			l.Frontend = name
 			f(t, l)

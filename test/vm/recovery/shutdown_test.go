@@ -53,7 +53,7 @@ func TestSyncWithoutInitiator(t *testing.T) {
 		l.Run("umount", dir)
 		i.Detach("e7.1")
 		silent()
-		nothingLeft(t, i)
+		nothingLeft(t, l, i)
 	})
 }
 
