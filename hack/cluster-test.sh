@@ -22,7 +22,7 @@ else
 fi
 cd "$ROOT/test/e2e"
 status=0
-"$CLUSTER" run "$BIN/e2e.test" -test.v -test.parallel=3 -test.timeout="${TIMEOUT:-3000}s" "${@/#-/-test.}" 2>&1 | tee "$LOG" || status=1
+"$CLUSTER" run "$BIN/e2e.test" -test.v -test.timeout="${TIMEOUT:-3000}s" "${@/#-/-test.}" 2>&1 | tee "$LOG" || status=1
 if [ $status -ne 0 ]; then
   "$CLUSTER" kubectl get pods,pvc,pv,volumeattachments,aoev -A -o wide >&2 || true
   "$CLUSTER" kubectl get events -A --sort-by=.lastTimestamp 2>/dev/null | tail -n 40 >&2 || true

@@ -32,15 +32,8 @@ const (
 	devicePath = "/dev/volume"
 )
 
-// begin gives a test its context and prints a diagnosis if the test fails. It runs beside others, since it mostly waits.
+// begin gives a test its context and prints a diagnosis if the test fails.
 func begin(t *testing.T) context.Context {
-	t.Helper()
-	t.Parallel()
-	return alone(t)
-}
-
-// alone is begin for a test that breaks what others use: it runs before them, by itself.
-func alone(t *testing.T) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
 	t.Cleanup(func() {

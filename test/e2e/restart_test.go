@@ -91,7 +91,7 @@ func replace(ctx context.Context, t *testing.T, component, node string) {
 // Every process of the driver on a pod's node is replaced under it, one after the other, then all by a chart upgrade to
 // another image, and the kubelet is restarted: the pod that writes and reads back notices nothing.
 func TestRestartsUnderAPod(t *testing.T) {
-	ctx := alone(t)
+	ctx := begin(t)
 	c := claim(ctx, t, "restarts")
 	p := worker(ctx, t, "restarts-1", cluster.other, c)
 	for _, component := range []string{"initiator", "node"} {
@@ -162,7 +162,7 @@ func TestNodeLosesPower(t *testing.T) {
 	if !onLab() {
 		t.Skip("only hack/cluster.sh has nodes whose plug can be pulled")
 	}
-	ctx := alone(t)
+	ctx := begin(t)
 	c := claim(ctx, t, "power")
 	p := pod(ctx, t, "power-1", cluster.other, c)
 	sh(ctx, t, p, writeFile)

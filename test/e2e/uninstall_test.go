@@ -14,9 +14,9 @@ import (
 )
 
 // Uninstalling is refused while a volume is attached, and destroys no data when it is done: installed
-// again, the driver finds its volumes.
+// again, the driver finds its volumes. The last test of the package, because it takes the driver away.
 func TestUninstall(t *testing.T) {
-	ctx := alone(t)
+	ctx := begin(t)
 	c := claim(ctx, t, "uninstall")
 	p := pod(ctx, t, "uninstall-1", cluster.other, c)
 	sh(ctx, t, p, writeFile)
