@@ -41,7 +41,7 @@ func TestTargetKilled(t *testing.T) {
 	gen := createManaged(t, target, "e7.1", "128Mi")
 	target.MustLun("admit", "e7.1", "--node", "a", "--mac", initiator.MAC)
 	dev := initiator.Attach("e7.1", "--generation", gen)
-	fio := initiator.Start(lab.FioVerify("killed", dev, 30*time.Second)...)
+	fio := initiator.Start(lab.FioVerify("killed", dev, 45*time.Second)...)
 	for range 3 {
 		time.Sleep(5 * time.Second)
 		if !fio.Running() {
