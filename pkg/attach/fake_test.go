@@ -40,6 +40,7 @@ type fakeDisk struct {
 	params blockdev.Params
 	server *fakeQueue // nil: nobody serves
 	busy   bool       // requests are out, as Idle tells
+	ended  bool       // stopped, and not deleted
 }
 
 func newFakeKernel(t *testing.T) *fakeKernel {
@@ -106,7 +107,12 @@ func (f *fakeFrontend) Recover(_ context.Context, s blockdev.State) (blockdev.De
 	return &fakeDevice{k: f.k, q: q, state: s, recovered: true}, nil
 }
 
-func (f *fakeFrontend) Exists(s blockdev.State) (bool, error) { return f.k.disk(s.ID) != nil, nil }
+func (f *fakeFrontend) Exists(s blockdev.State) (bool, error) {
+	d := f.k.disk(s.ID)
+	f.k.mu.Lock()
+	defer f.k.mu.Unlock()
+	return d != nil && !d.ended, nil
+}
 
 func (f *fakeFrontend) Remove(_ context.Context, s blockdev.State) error {
 	f.k.mu.Lock()

@@ -526,6 +526,40 @@ func TestRecordsOfOtherTimes(t *testing.T) {
 	}
 }
 
+// TestAnEndedDeviceIsNotWaitedFor: the device of an initiator that died in the midst of a detach is cleared away, and the next detach has
+// nothing to wait for, whether that is seen at the start or later.
+func TestAnEndedDeviceIsNotWaitedFor(t *testing.T) {
+	for _, later := range []bool{false, true} {
+		b := newBench(t)
+		b.attach(1)
+		b.stop()
+		disk := b.kernel.disk(deviceID(b.m.id.String(), options(1)))
+		end := func() { b.kernel.set(func() { disk.ended = true }) }
+		if later {
+			b.kernel.set(func() { b.kernel.notYet = 1 << 30 })
+		} else {
+			end()
+		}
+		b.start()
+		if later {
+			b.eventually("it is tried", func() bool { return len(b.m.List()) == 1 })
+			end()
+		}
+		b.eventually("it is gone", func() bool { return len(b.m.List()) == 0 })
+		if err := b.m.Detach(context.Background(), "e7.1", false, time.Hour); err != nil {
+			t.Errorf("detach: %v", err)
+		}
+		if b.kernel.disk(disk.id) != nil {
+			t.Error("what was left of the device is still there")
+		}
+		left, bad, err := records{dir: filepath.Join(b.run, "attachments")}.load()
+		if err != nil || len(left)+len(bad) != 0 {
+			t.Errorf("records: %v, %v, %v", left, bad, err)
+		}
+		b.kernel.set(func() { b.kernel.notYet = 0 })
+	}
+}
+
 // TestADamagedRecordIsNeverGuessed: its volume is neither attached a second time nor said to be gone, and its device stays.
 func TestADamagedRecordIsNeverGuessed(t *testing.T) {
 	b := newBench(t)

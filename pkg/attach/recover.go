@@ -37,11 +37,13 @@ func (m *Manager) adopt(rec *record) {
 	}
 	exists, err := front.Exists(rec.Device)
 	if err == nil && !exists {
-		m.forget(volume, "the kernel no longer has its device")
-		return
+		if err = front.Remove(m.stopped, rec.Device); err == nil { // what a detach that was cut off has left of it
+			m.forget(volume, "the kernel no longer has its device")
+			return
+		}
 	}
 	if err != nil {
-		klog.ErrorS(err, "Cannot tell whether a device still exists, trying to take it over", "volume", volume)
+		klog.ErrorS(err, "Cannot tell what is left of a device, looking again", "volume", volume)
 	}
 	a := m.newAttachment(rec.Options, recovering)
 	a.front, a.reason, a.rec, a.recorded = front, rec.Reason, *rec, true
@@ -94,6 +96,9 @@ func (m *Manager) takeOver(a *attachment) {
 		cancel()
 		unlock()
 		if err == nil {
+			if a.at() != attached { // there was nothing to take over
+				return
+			}
 			klog.InfoS("Took over from an earlier initiator", "volume", a.opts.VolumeID, "took", time.Since(start).Round(time.Millisecond))
 			return
 		}
@@ -109,8 +114,12 @@ func (m *Manager) takeOver(a *attachment) {
 
 // takeOver is one try. Everything that can fail for want of the target comes before the kernel hears of us.
 func (a *attachment) takeOver(ctx context.Context) error {
-	if !a.rec.Started {
-		klog.InfoS("Attachment was cut off before anybody could use it", "volume", a.opts.VolumeID)
+	exists, err := a.front.Exists(a.rec.Device)
+	if err != nil {
+		return err
+	}
+	if !a.rec.Started || !exists {
+		klog.InfoS("Attachment was cut off before anybody could use its device, or after nobody could any more", "volume", a.opts.VolumeID)
 		if err := a.front.Remove(ctx, a.rec.Device); err != nil {
 			return err
 		}

@@ -32,6 +32,8 @@ const (
 	OpWrite
 	OpFlush
 	OpTrim
+	// OpWriteZeroes may come with the wish that the range keeps its space (BLKZEROOUT). Nobody is told of it: it is announced
+	// only for targets that hold room for the whole volume, whether its blocks are written or not.
 	OpWriteZeroes
 )
 
@@ -160,7 +162,8 @@ type Frontend interface {
 	Create(ctx context.Context, p Params) (Device, error)
 	// Recover prepares a server for a device that an earlier process left; Start then takes it over.
 	Recover(ctx context.Context, s State) (Device, error)
-	// Exists says whether the kernel still has the device and it is ours (same ID).
+	// Exists says whether the kernel still has the block device and it is ours (same ID). False is for good, though Remove may still
+	// have something to clear away.
 	Exists(s State) (bool, error)
 	// Remove ends a device that nobody serves; pending I/O fails. Absent is success.
 	Remove(ctx context.Context, s State) error

@@ -144,7 +144,7 @@ func (f *Frontend) Create(_ context.Context, p blockdev.Params) (blockdev.Device
 
 // Recover implements blockdev.Frontend. The device keeps the parameters it was made with, and a size that the kernel was told later.
 func (f *Frontend) Recover(_ context.Context, s blockdev.State) (blockdev.Device, error) {
-	number, err := f.find(s)
+	number, _, err := f.find(s)
 	if err != nil {
 		return nil, fmt.Errorf("recover ublk%d: %w", s.Number, err)
 	}
@@ -164,15 +164,16 @@ func (f *Frontend) Recover(_ context.Context, s blockdev.State) (blockdev.Device
 	return d, nil
 }
 
-// Exists implements blockdev.Frontend.
+// Exists implements blockdev.Frontend. A device that was stopped and not deleted, by a server that died between the two, has no block device any
+// more and cannot get it back.
 func (f *Frontend) Exists(s blockdev.State) (bool, error) {
-	number, err := f.find(s)
-	return number >= 0, err
+	number, state, err := f.find(s)
+	return number >= 0 && state != stateDead, err
 }
 
 // Remove implements blockdev.Frontend.
 func (f *Frontend) Remove(_ context.Context, s blockdev.State) error {
-	number, err := f.find(s)
+	number, _, err := f.find(s)
 	if err != nil || number < 0 {
 		return err
 	}
@@ -216,11 +217,11 @@ func (f *Frontend) List() ([]blockdev.Found, error) {
 	return found, nil
 }
 
-// find returns the number of the device with this ID, looking at the likely one first; −1 when there is none.
-func (f *Frontend) find(s blockdev.State) (int, error) {
+// find returns the number and state of the device with this ID, looking at the likely one first; −1 when there is none.
+func (f *Frontend) find(s blockdev.State) (number int, state uint16, err error) {
 	numbers, err := f.sys.numbers()
 	if err != nil {
-		return -1, err
+		return -1, 0, err
 	}
 	if i := slices.Index(numbers, s.Number); i > 0 {
 		numbers[0], numbers[i] = numbers[i], numbers[0]
@@ -231,13 +232,13 @@ func (f *Frontend) find(s blockdev.State) (int, error) {
 			continue
 		}
 		if err != nil {
-			return -1, err
+			return -1, 0, err
 		}
 		if info.serverFlags == markOf(s.ID) {
-			return number, nil
+			return number, info.state, nil
 		}
 	}
-	return -1, nil
+	return -1, 0, nil
 }
 
 func (f *Frontend) path(number int) string {

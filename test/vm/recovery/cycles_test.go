@@ -52,10 +52,17 @@ func TestCycles(t *testing.T) {
 			}
 			return nil
 		})
-		figure(t, "%d cycles with %d kills while attaching, %d while attached, %d while detaching: no device, record, socket or descriptor left",
-			times, kills[whileAttaching], kills[whileAttached], kills[whileDetaching])
+		figure(t, "%d cycles with %d kills while attaching, %d while attached, %d while detaching: no device, record, socket or descriptor left; "+
+			"the longest that a call and its repetitions took: %v",
+			times, kills[whileAttaching], kills[whileAttached], kills[whileDetaching], c.longest.Round(time.Millisecond))
+		if c.longest > callPatience {
+			t.Errorf("a call took longer than %v, though the target is there", callPatience)
+		}
 	})
 }
+
+// callPatience is far more than a restart needs, and less than the timeout of a detach whose target is gone.
+const callPatience = 30 * time.Second
 
 // moment is when the initiator is killed.
 type moment int
@@ -74,6 +81,7 @@ type cycles struct {
 	i          *lab.Initiator
 	generation string
 	random     *rand.Rand
+	longest    time.Duration // that a call and its repetitions took
 }
 
 // once attaches, uses and detaches the volume.
@@ -101,6 +109,7 @@ func (c *cycles) once(m moment) {
 // call makes a call until it succeeds. If asked for, the initiator is killed during the first one.
 func (c *cycles) call(kill bool, what string, f func(context.Context, initiatorv1.InitiatorClient) error) {
 	c.t.Helper()
+	defer func(began time.Time) { c.longest = max(c.longest, time.Since(began)) }(time.Now())
 	if kill {
 		done := make(chan error, 1)
 		go func() { done <- c.i.Call(time.Minute, f) }()
