@@ -54,8 +54,7 @@ const (
 	opDiscard     = 3
 	opWriteZeroes = 5
 
-	requestFUA     = 1 << 13
-	requestNoUnmap = 1 << 15
+	requestFUA = 1 << 13
 )
 
 const (

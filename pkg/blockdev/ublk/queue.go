@@ -164,10 +164,6 @@ func (q *queue) arrived(dst []*blockdev.Request, s *slot) []*blockdev.Request {
 	case opDiscard:
 		s.req.Op = blockdev.OpTrim
 	case opWriteZeroes:
-		if flags&requestNoUnmap != 0 { // zeroes without giving up the space: the block layer writes them itself
-			q.Complete(&s.req, unix.EOPNOTSUPP)
-			return dst
-		}
 		s.req.Op = blockdev.OpWriteZeroes
 	default:
 		q.Complete(&s.req, unix.EOPNOTSUPP)

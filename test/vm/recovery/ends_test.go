@@ -30,10 +30,17 @@ func TestDetachEnds(t *testing.T) {
 		load := fill(t, l, i.Host, device)
 		grown := make(chan string, 1)
 		go func() {
+			asked := time.Now()
 			out, err := i.CLI(2*time.Minute, "resize", "e7.1", "--size", "128Mi")
-			grown <- fmt.Sprintf("%v: %s", err, out)
+			grown <- fmt.Sprintf("%v after %v: %s", err, time.Since(asked).Round(time.Millisecond), out)
 		}()
 		time.Sleep(time.Second) // so that it is pending
+		select {
+		case says := <-grown:
+			t.Errorf("the growth is not pending any more when the detach begins: %s", says)
+			grown <- says
+		default:
+		}
 		began := time.Now()
 		detached := make(chan error, 1)
 		go func() {

@@ -48,8 +48,8 @@ func survive(t *testing.T, l *lab.Lab, i *lab.Initiator, times int, end func() t
 	target := l.Host("t").Target(7)
 	gen := managed(t, target, "e7.1", "256Mi", i.Host)
 	device := i.Attach("e7.1", "--generation", gen)
-	dir := mount(t, l, device)
 	silent := complaints(t, l)
+	dir := mount(t, l, device)
 
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)

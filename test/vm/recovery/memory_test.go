@@ -87,8 +87,8 @@ func pressure(t *testing.T, l *lab.Lab, target *lab.Target, host *lab.Host, size
 	gen := managed(t, target, "e7.1", fmt.Sprintf("%dMi", size+128), host)
 	i := host.Initiator()
 	device := i.Attach("e7.1", "--generation", gen)
-	dir := mount(t, l, device)
 	silent := complaints(t, l)
+	dir := mount(t, l, device)
 	l.Run("sysctl", "-qw", "vm.dirty_ratio=80", "vm.dirty_background_ratio=60") // reclaim meets dirty pages, not writers their limit
 	t.Cleanup(func() { l.Run("sysctl", "-qw", "vm.dirty_ratio=20", "vm.dirty_background_ratio=10") })
 

@@ -71,7 +71,7 @@ func complaints(t *testing.T, l *lab.Lab) func() {
 		t.Helper()
 		lines := strings.Split(l.Run("dmesg"), "\n")
 		for _, line := range lines[min(before, len(lines)):] {
-			for _, bad := range []string{"I/O error", "EXT4-fs error", "EXT4-fs warning", "Aborting journal", "Remounting filesystem read-only", "blocked for more than"} {
+			for _, bad := range []string{"I/O error", "operation not supported error", "EXT4-fs error", "EXT4-fs warning", "Aborting journal", "Remounting filesystem read-only", "blocked for more than"} {
 				if strings.Contains(line, bad) {
 					t.Errorf("the kernel says: %s", line)
 				}

@@ -23,8 +23,8 @@ func TestSyncWithoutInitiator(t *testing.T) {
 		gen := managed(t, target, "e7.1", "64Mi", host)
 		i := host.Initiator()
 		device := i.Attach("e7.1", "--generation", gen)
-		dir := mount(t, l, device)
 		silent := complaints(t, l)
+		dir := mount(t, l, device)
 		if err := os.WriteFile(filepath.Join(dir, "dirty"), make([]byte, mib), 0o600); err != nil {
 			t.Fatal(err)
 		}
