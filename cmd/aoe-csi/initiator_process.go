@@ -14,12 +14,18 @@ import (
 // The main goroutine stays on the main thread: what is set for it (to be killed with a supervisor) is what execve keeps.
 func init() { runtime.LockOSThread() }
 
+// isFlusher says whether becomeFlusher has done its work.
+func isFlusher() bool {
+	on, err := unix.PrctlRetInt(unix.PR_GET_IO_FLUSHER, 0, 0, 0, 0)
+	return err == nil && on == 1
+}
+
 // becomeFlusher tells the kernel that this process serves block devices: its memory allocations then never wait for
 // writes to a block device, perhaps one of its own (prctl(2), PR_SET_IO_FLUSHER, Linux 5.6). The flag is a thread's and
 // kept over execve, so the process is started anew with it: every thread of a Go program comes from its first.
 // To be called from the main goroutine.
 func becomeFlusher() {
-	if on, err := unix.PrctlRetInt(unix.PR_GET_IO_FLUSHER, 0, 0, 0, 0); err == nil && on == 1 {
+	if isFlusher() {
 		return
 	}
 	if err := unix.Prctl(unix.PR_SET_IO_FLUSHER, 1, 0, 0, 0); err != nil {
@@ -43,6 +49,19 @@ func prepareMemory(shards int) {
 	}
 	// A thread per shard, one for everything else; more would only keep more memory.
 	runtime.GOMAXPROCS(max(2, shards+1))
+}
+
+// becomeRealtime gives the calling thread the lowest real-time priority; flags are sched_setattr(2)'s.
+//
+// When memory is gone, whoever wants some searches, on every processor, for pages to give up, while all that could be given up is
+// dirty and waits for this thread to send or to store it. Real time lets it run before them. It also lets the kernel take for it what it
+// denies to others: half of the reserve below the mark "min" (gfp_to_alloc_flags in mm/page_alloc.c, ALLOC_MIN_RESERVE). The
+// kernel's limit for real time (sched_rt_runtime_us, 95 %) keeps a busy thread from shutting everybody else out.
+func becomeRealtime(flags uint64) {
+	attributes := unix.SchedAttr{Policy: unix.SCHED_RR, Flags: flags, Priority: 1}
+	if err := unix.SchedSetAttr(0, &attributes, 0); err != nil {
+		klog.InfoS("No real-time priority: when memory is short, volumes of this host can make it run out (needs CAP_SYS_NICE)", "err", err)
+	}
 }
 
 // initiatorInterfaces checks named interfaces, or finds the network cards that are up.

@@ -115,6 +115,9 @@ func runTarget(ctx context.Context, opt targetOptions) (err error) {
 // keepInMemory readies the process for a host that uses its own volumes: what frees memory there may have to go through
 // this process first.
 func keepInMemory() {
+	if !isFlusher() { // what is set before becomeFlusher is every thread's after it
+		becomeRealtime(0)
+	}
 	becomeFlusher()
 	if err := unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT); err != nil {
 		klog.InfoS("Memory is not locked: the target may wait for its own pages to be read (needs CAP_IPC_LOCK)", "err", err)

@@ -44,6 +44,8 @@ type ShardConfig struct {
 	Interfaces []string
 	// RunDir is where the sockets of targets on the same host are looked for; empty: nowhere.
 	RunDir string
+	// Begin, if not nil, is called on the loop's thread, which is its own and ends with it, before anything else.
+	Begin func()
 	// Open opens the links of an interface; nil: AF_PACKET.
 	Open OpenLinks
 }
@@ -129,6 +131,9 @@ func (s *Shard) now() time.Duration { return time.Since(s.start) }
 func (s *Shard) run(started chan<- struct{}) {
 	runtime.LockOSThread()
 	s.tid = unix.Gettid()
+	if s.cfg.Begin != nil {
+		s.cfg.Begin()
+	}
 	close(started)
 	for !s.stopping {
 		if err := s.turn(); err != nil {

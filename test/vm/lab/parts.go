@@ -48,6 +48,9 @@ func (t *Target) StartAgain() {
 // Kill sends SIGKILL to the target.
 func (t *Target) Kill() { t.proc.Kill() }
 
+// PID is the running target's.
+func (t *Target) PID() int { return t.proc.PID() }
+
 // API is the shelf API's unix socket.
 func (t *Target) API() string { return filepath.Join(t.Dir, fmt.Sprintf("shelf-%d-api.sock", t.Shelf)) }
 
