@@ -16,8 +16,10 @@ import (
 // call it anything.
 const shelfPort = "shelf"
 
-// ServiceSource returns a source that names the end points of a headless Service, those
-// that are not ready included: whether a shelf answers is found out by asking it.
+// ServiceSource returns a source that names the end points of a headless Service that it
+// says are ready. The Service decides what that means: one that publishes addresses that
+// are not ready keeps a shelf that is down known, one that does not leaves out the old pod
+// of a shelf that has moved.
 func ServiceSource(c kubernetes.Interface, namespace, service string) Source {
 	return func(ctx context.Context) ([]string, error) {
 		slices, err := c.DiscoveryV1().EndpointSlices(namespace).List(ctx, metav1.ListOptions{
@@ -46,6 +48,9 @@ func addressesOf(slice *discoveryv1.EndpointSlice) []string {
 			continue
 		}
 		for _, end := range slice.Endpoints {
+			if ready := end.Conditions.Ready; ready != nil && !*ready {
+				continue
+			}
 			for _, ip := range end.Addresses {
 				addresses = append(addresses, "tcp://"+net.JoinHostPort(ip, strconv.Itoa(int(*port.Port))))
 			}

@@ -208,17 +208,20 @@ func TestServiceSource(t *testing.T) {
 	port := func(name string, number int32) discoveryv1.EndpointPort {
 		return discoveryv1.EndpointPort{Name: &name, Port: &number}
 	}
-	slice := func(name, service string, kind discoveryv1.AddressType, ips []string, ports ...discoveryv1.EndpointPort) *discoveryv1.EndpointSlice {
+	endpoints := func(ready *bool, name, service string, kind discoveryv1.AddressType, ips []string, ports ...discoveryv1.EndpointPort) *discoveryv1.EndpointSlice {
 		s := &discoveryv1.EndpointSlice{
 			ObjectMeta:  metav1.ObjectMeta{Namespace: "ns", Name: name, Labels: map[string]string{discoveryv1.LabelServiceName: service}},
 			AddressType: kind, Ports: ports,
 		}
-		notReady := false
 		for _, ip := range ips {
-			s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{Addresses: []string{ip}, Conditions: discoveryv1.EndpointConditions{Ready: &notReady}})
+			s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{Addresses: []string{ip}, Conditions: discoveryv1.EndpointConditions{Ready: ready}})
 		}
 		return s
 	}
+	slice := func(name, service string, kind discoveryv1.AddressType, ips []string, ports ...discoveryv1.EndpointPort) *discoveryv1.EndpointSlice {
+		return endpoints(nil, name, service, kind, ips, ports...) // nil is to be taken for ready
+	}
+	yes, no := true, false
 	udp := corev1.ProtocolUDP
 	number := int32(7420)
 	client := fake.NewClientset(
@@ -227,6 +230,8 @@ func TestServiceSource(t *testing.T) {
 		slice("c", "shelves", discoveryv1.AddressTypeIPv4, []string{"10.0.0.3"}, port("", 7422)),
 		slice("d", "shelves", discoveryv1.AddressTypeFQDN, []string{"x.example"}, port("shelf", 7420)),
 		slice("e", "shelves", discoveryv1.AddressTypeIPv4, []string{"10.0.0.4"}, discoveryv1.EndpointPort{Port: &number, Protocol: &udp}),
+		endpoints(&yes, "g", "shelves", discoveryv1.AddressTypeIPv4, []string{"10.0.0.5"}, port("shelf", 7420)),
+		endpoints(&no, "h", "shelves", discoveryv1.AddressTypeIPv4, []string{"10.0.0.6"}, port("shelf", 7420)), // its pod has moved
 		slice("f", "others", discoveryv1.AddressTypeIPv4, []string{"10.0.0.9"}, port("shelf", 7420)),
 	)
 	got, err := provision.ServiceSource(client, "ns", "shelves")(context.Background())
@@ -234,7 +239,7 @@ func TestServiceSource(t *testing.T) {
 		t.Fatal(err)
 	}
 	slices.Sort(got)
-	want := []string{"tcp://10.0.0.1:7420", "tcp://10.0.0.2:7420", "tcp://10.0.0.3:7422", "tcp://[fd00::1]:7421"}
+	want := []string{"tcp://10.0.0.1:7420", "tcp://10.0.0.2:7420", "tcp://10.0.0.3:7422", "tcp://10.0.0.5:7420", "tcp://[fd00::1]:7421"}
 	if !slices.Equal(got, want) {
 		t.Errorf("addresses %v, want %v", got, want)
 	}
