@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/grpc/credentials"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -31,6 +30,8 @@ type adoptOptions struct {
 	store      string
 	kubeconfig string
 	shelf      string
+	service    string
+	tlsSecrets string
 	tlsCA      string
 	tlsCert    string
 	tlsKey     string
@@ -39,12 +40,14 @@ type adoptOptions struct {
 func newAdoptCommand() *cobra.Command {
 	var opt adoptOptions
 	cmd := &cobra.Command{
-		Use:   "adopt TARGET --shelf ADDRESS",
+		Use:   "adopt TARGET --shelf ADDRESS|--shelf-service NAMESPACE/NAME",
 		Short: "Make a LUN with data on it a volume, without touching a byte",
 		Long: `Adopt writes the intent for a LUN in the pool of a shelf-proxy, has it claimed on the wire, and prints a PersistentVolume for
 "kubectl apply". Nothing on the LUN is read or written. Whoever used it until now must have let it go: it is reserved.`,
-		Example: `  aoe-csi adopt e9.3 --shelf tcp://10.0.0.9:7420 --tls-ca ca.crt --tls-cert tls.crt --tls-key tls.key --claim shop/data | kubectl apply -f -`,
-		Args:    cobra.ExactArgs(1),
+		Example: `  kubectl exec -n aoe-csi deploy/aoe-csi-controller -c controller -- /aoe-csi adopt e9.3 --shelf-service aoe-csi/aoe-csi-pools \
+    --tls-secret-namespace aoe-csi --claim shop/data | kubectl apply -f -
+  aoe-csi adopt e9.3 --shelf tcp://10.0.0.9:7420 --tls-ca ca.crt --tls-cert tls.crt --tls-key tls.key --claim shop/data | kubectl apply -f -`,
+		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			addr, err := aoe.ParseAddr(args[0])
 			if err != nil {
@@ -65,10 +68,12 @@ func newAdoptCommand() *cobra.Command {
 	flags.StringVar(&opt.tlsCA, "tls-ca", "", "authority that signed the shelf's certificate, PEM")
 	flags.StringVar(&opt.tlsCert, "tls-cert", "", "the controller's certificate for shelves, PEM")
 	flags.StringVar(&opt.tlsKey, "tls-key", "", "its private key, PEM")
-	if err := cmd.MarkFlagRequired("shelf"); err != nil {
-		panic(err)
-	}
+	flags.StringVar(&opt.service, "shelf-service", "", "instead of its address: headless service that leads to it, namespace/name")
+	flags.StringVar(&opt.tlsSecrets, "tls-secret-namespace", "", "instead of files: namespace of the controller's secret with them")
+	cmd.MarkFlagsOneRequired("shelf", "shelf-service")
+	cmd.MarkFlagsMutuallyExclusive("shelf", "shelf-service")
 	cmd.MarkFlagsRequiredTogether("tls-ca", "tls-cert", "tls-key")
+	cmd.MarkFlagsMutuallyExclusive("tls-ca", "tls-secret-namespace")
 	return cmd
 }
 
@@ -82,18 +87,20 @@ func runAdopt(ctx context.Context, out io.Writer, addr aoe.Addr, opt adoptOption
 	if opt.fsType != "ext4" && opt.fsType != "xfs" {
 		return fmt.Errorf("--fs-type %q: ext4 and xfs are supported", opt.fsType)
 	}
-	var creds credentials.TransportCredentials
-	if opt.tlsCA != "" {
-		creds = provision.NewCredentials(provision.FileKeyPair(opt.tlsCA, opt.tlsCert, opt.tlsKey))
+	var cluster *clusterAccess
+	if opt.store == "kubernetes" || opt.service != "" || opt.tlsSecrets != "" {
+		if cluster, err = newClusterAccess(opt.kubeconfig); err != nil {
+			return err
+		}
 	}
-	if err := provision.ParseAddress(opt.shelf); err != nil {
-		return err
-	}
-	store, closeStore, err := opt.open()
+	shelves, err := opt.shelves(ctx, cluster)
 	if err != nil {
 		return err
 	}
-	shelves := provision.NewShelves(provision.ShelvesConfig{Sources: []provision.Source{provision.StaticSource(opt.shelf)}, Credentials: creds})
+	store, closeStore, err := opt.open(cluster)
+	if err != nil {
+		return errors.Join(err, shelves.Close())
+	}
 	defer func() { err = errors.Join(err, shelves.Close(), closeStore()) }()
 	v, err := provision.NewService(provision.Config{Store: store, Shelves: shelves}).Adopt(ctx, provision.AdoptRequest{
 		Name: opt.name, Addr: addr, Claim: opt.claim, Parameters: volume.Parameters{Shelf: &addr.Shelf, FSType: opt.fsType, Frontend: "auto"},
@@ -104,13 +111,38 @@ func runAdopt(ctx context.Context, out io.Writer, addr aoe.Addr, opt adoptOption
 	return printAdopted(out, v, opt)
 }
 
-// open returns the store of intents. A directory is one process's at a time.
-func (o *adoptOptions) open() (volume.Store, func() error, error) {
-	if o.store == "kubernetes" {
-		cluster, err := newClusterAccess(o.kubeconfig)
-		if err != nil {
-			return nil, nil, err
+// shelves returns the way to the proxy, with the controller's certificate.
+func (o *adoptOptions) shelves(ctx context.Context, cluster *clusterAccess) (*provision.Shelves, error) {
+	var addresses, services []string
+	if o.service != "" {
+		services = []string{o.service}
+	} else {
+		if err := provision.ParseAddress(o.shelf); err != nil {
+			return nil, err
 		}
+		addresses = []string{o.shelf}
+	}
+	sources, err := shelfSources(cluster, addresses, services)
+	if err != nil {
+		return nil, err
+	}
+	config := provision.ShelvesConfig{Sources: sources}
+	switch {
+	case o.tlsCA != "":
+		config.Credentials = provision.NewCredentials(provision.FileKeyPair(o.tlsCA, o.tlsCert, o.tlsKey))
+	case o.tlsSecrets != "":
+		certs := newCertificates(cluster.clientset, o.tlsSecrets)
+		if err := certs.read(ctx); err != nil {
+			return nil, err
+		}
+		config.Credentials = provision.NewCredentials(certs.KeyPair)
+	}
+	return provision.NewShelves(config), nil
+}
+
+// open returns the store of intents. A directory is one process's at a time.
+func (o *adoptOptions) open(cluster *clusterAccess) (volume.Store, func() error, error) {
+	if o.store == "kubernetes" {
 		return provision.NewKubernetesStore(cluster.client), func() error { return nil }, nil
 	}
 	files, err := provision.OpenFileStore(o.store)

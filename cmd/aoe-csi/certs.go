@@ -114,6 +114,11 @@ func (c *certificates) Ensure(ctx context.Context) error {
 			return err
 		}
 	}
+	return c.read(ctx)
+}
+
+// read reads the controller's key pair, and makes nothing.
+func (c *certificates) read(ctx context.Context) error {
 	secret, err := c.get(ctx, controllerSecret)
 	if err != nil || secret == nil {
 		return errors.Join(err, fmt.Errorf("no secret %s/%s", c.namespace, controllerSecret))

@@ -32,7 +32,7 @@ type controllerOptions struct {
 	namespace      string
 	kubeconfig     string
 	shelves        []string
-	shelfService   string
+	shelfServices  []string
 	shelfTimeout   time.Duration
 	tlsSecrets     string
 	tlsCA          string
@@ -64,7 +64,7 @@ shelves through their API; it never touches the storage network.`,
 	flags.StringVar(&opt.namespace, "namespace", "", "namespace of the controller's lease")
 	flags.StringVar(&opt.kubeconfig, "kubeconfig", "", "access to the cluster; empty: the pod's service account")
 	flags.StringArrayVar(&opt.shelves, "shelf", nil, "address of a shelf's API, tcp://host:port or unix:///path; may be repeated")
-	flags.StringVar(&opt.shelfService, "shelf-service", "", "headless service whose end points are shelves, namespace/name")
+	flags.StringArrayVar(&opt.shelfServices, "shelf-service", nil, "headless service whose end points are shelves, namespace/name; may be repeated")
 	flags.DurationVar(&opt.shelfTimeout, "shelf-timeout", provision.DefaultTimeout, "how long a shelf may take to answer a call")
 	flags.StringVar(&opt.tlsSecrets, "tls-secret-namespace", "", "namespace of the secrets with the certificates of the shelf API; they are made if there are none")
 	flags.StringVar(&opt.tlsCA, "tls-ca", "", "authority that signed the shelves' certificates, PEM; read again at every connection")
@@ -82,7 +82,7 @@ func (o *controllerOptions) inCluster() bool { return o.store == "kubernetes" }
 // check finds what cannot work before anything is started.
 func (o *controllerOptions) check() error {
 	var wrong []error
-	if len(o.shelves) == 0 && o.shelfService == "" {
+	if len(o.shelves) == 0 && len(o.shelfServices) == 0 {
 		wrong = append(wrong, errors.New("no shelf: give --shelf or --shelf-service"))
 	}
 	for _, address := range o.shelves {
@@ -92,13 +92,12 @@ func (o *controllerOptions) check() error {
 		}
 		wrong = append(wrong, err)
 	}
-	if o.shelfService != "" {
-		if namespace, name, ok := strings.Cut(o.shelfService, "/"); !ok || namespace == "" || name == "" || strings.Contains(name, "/") {
-			wrong = append(wrong, fmt.Errorf("--shelf-service %q is not namespace/name", o.shelfService))
-		}
-		if o.tlsSecrets == "" && o.tlsCA == "" {
-			wrong = append(wrong, errors.New("--shelf-service needs certificates: give --tls-secret-namespace, or --tls-ca, --tls-cert and --tls-key"))
-		}
+	for _, service := range o.shelfServices {
+		_, _, err := splitService(service)
+		wrong = append(wrong, err)
+	}
+	if len(o.shelfServices) > 0 && o.tlsSecrets == "" && o.tlsCA == "" {
+		wrong = append(wrong, errors.New("--shelf-service needs certificates: give --tls-secret-namespace, or --tls-ca, --tls-cert and --tls-key"))
 	}
 	if !o.inCluster() && (o.leaderElection || o.store == "") {
 		wrong = append(wrong, fmt.Errorf("--store %q is one controller's: it cannot elect a leader", o.store))
@@ -109,11 +108,20 @@ func (o *controllerOptions) check() error {
 	return errors.Join(wrong...)
 }
 
+// splitService reads the value of --shelf-service.
+func splitService(text string) (namespace, name string, err error) {
+	namespace, name, ok := strings.Cut(text, "/")
+	if !ok || namespace == "" || name == "" || strings.Contains(name, "/") {
+		return "", "", fmt.Errorf("--shelf-service %q is not namespace/name", text)
+	}
+	return namespace, name, nil
+}
+
 // runController serves until ctx ends.
 func runController(ctx context.Context, opt controllerOptions) error {
 	group, ctx := errgroup.WithContext(ctx)
 	var cluster *clusterAccess
-	if opt.inCluster() || opt.shelfService != "" || opt.tlsSecrets != "" {
+	if opt.inCluster() || len(opt.shelfServices) > 0 || opt.tlsSecrets != "" {
 		var err error
 		if cluster, err = newClusterAccess(opt.kubeconfig); err != nil {
 			return err
@@ -123,9 +131,9 @@ func runController(ctx context.Context, opt controllerOptions) error {
 	if err != nil {
 		return err
 	}
-	sources := []provision.Source{provision.StaticSource(opt.shelves...)}
-	if namespace, name, ok := strings.Cut(opt.shelfService, "/"); ok {
-		sources = append(sources, provision.ServiceSource(cluster.clientset, namespace, name))
+	sources, err := shelfSources(cluster, opt.shelves, opt.shelfServices)
+	if err != nil {
+		return err
 	}
 	shelves := provision.NewShelves(provision.ShelvesConfig{Sources: sources, Credentials: creds, Timeout: opt.shelfTimeout})
 	defer func() {
@@ -166,6 +174,19 @@ func runController(ctx context.Context, opt controllerOptions) error {
 	group.Go(func() error { return server.ListenAndServe(ctx, opt.endpoint) })
 	klog.FromContext(ctx).Info("Controller serves", "version", version, "endpoint", opt.endpoint, "store", opt.store)
 	return group.Wait()
+}
+
+// shelfSources are where shelves are looked for. cluster may be nil if there are no services.
+func shelfSources(cluster *clusterAccess, addresses, services []string) ([]provision.Source, error) {
+	sources := []provision.Source{provision.StaticSource(addresses...)}
+	for _, service := range services {
+		namespace, name, err := splitService(service)
+		if err != nil {
+			return nil, err
+		}
+		sources = append(sources, provision.ServiceSource(cluster.clientset, namespace, name))
+	}
+	return sources, nil
 }
 
 // credentials returns the controller's side of mutual TLS, nil if there is none.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc/credentials"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	coordinationv1 "k8s.io/client-go/kubernetes/typed/coordination/v1"
 	"k8s.io/client-go/tools/leaderelection"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
 	"k8s.io/klog/v2"
@@ -116,6 +118,9 @@ func runShelfProxy(ctx context.Context, opt shelfProxyOptions) error {
 	if err != nil {
 		return err
 	}
+	if opt.leaderElection && opt.namespace == "" {
+		return errors.New("--leader-election needs --namespace, for its lease")
+	}
 	if opt.policy != policyBlank && opt.policy != policyWipe {
 		return fmt.Errorf("--claim-policy %q: there are %s and %s", opt.policy, policyBlank, policyWipe)
 	}
@@ -152,25 +157,27 @@ func runShelfProxy(ctx context.Context, opt shelfProxyOptions) error {
 	if !opt.leaderElection {
 		return serveShelfProxy(ctx, opt, cfg, creds)
 	}
-	return leadShelfProxy(ctx, opt, cluster, func(ctx context.Context) error { return serveShelfProxy(ctx, opt, cfg, creds) })
+	return leadShelfProxy(ctx, opt, cluster.clientset.CoordinationV1(), func(ctx context.Context) error { return serveShelfProxy(ctx, opt, cfg, creds) })
 }
 
-// leadShelfProxy waits to be elected and works until the lease is lost, which ends the process: it is started again.
-func leadShelfProxy(ctx context.Context, opt shelfProxyOptions, cluster *clusterAccess, work func(context.Context) error) error {
+// leadShelfProxy waits to be elected and works until ctx ends or the lease is lost, which ends the process: it is started again. When its
+// work has ended it gives the lease back, never before.
+func leadShelfProxy(ctx context.Context, opt shelfProxyOptions, leases coordinationv1.LeasesGetter, work func(context.Context) error) error {
 	host, err := os.Hostname()
 	if err != nil {
 		return err
+	}
+	lock := &resourcelock.LeaseLock{
+		LeaseMeta: metav1.ObjectMeta{Namespace: opt.namespace, Name: "aoe-csi-shelf-proxy-" + strconv.Itoa(int(opt.shelf))},
+		Client:    leases,
+		// With the host's network two pods of a node have the same name, and both are process 1.
+		LockConfig: resourcelock.ResourceLockConfig{Identity: host + "-" + rand.Text()},
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	began, result := make(chan struct{}), make(chan error, 1)
 	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
-		Lock: &resourcelock.LeaseLock{
-			LeaseMeta:  metav1.ObjectMeta{Namespace: opt.namespace, Name: "aoe-csi-shelf-proxy-" + strconv.Itoa(int(opt.shelf))},
-			Client:     cluster.clientset.CoordinationV1(),
-			LockConfig: resourcelock.ResourceLockConfig{Identity: host + "-" + strconv.Itoa(os.Getpid())},
-		},
-		LeaseDuration: leaseDuration, RenewDeadline: leaseRenew, RetryPeriod: leaseRetry, ReleaseOnCancel: false,
+		Lock: lock, LeaseDuration: leaseDuration, RenewDeadline: leaseRenew, RetryPeriod: leaseRetry, ReleaseOnCancel: false,
 		Callbacks: leaderelection.LeaderCallbacks{
 			OnStartedLeading: func(ctx context.Context) { close(began); result <- work(ctx); cancel() },
 			OnStoppedLeading: func() {},
@@ -185,11 +192,24 @@ func leadShelfProxy(ctx context.Context, opt shelfProxyOptions, cluster *cluster
 	case <-began:
 		err = <-result // the work ends with the lease
 	default: // never elected
+		return err
 	}
 	if lost {
-		err = errors.Join(err, errors.New("the lease was lost: another proxy works for the shelf"))
+		return errors.Join(err, errors.New("the lease was lost: another proxy works for the shelf"))
 	}
-	return err
+	return errors.Join(err, giveBack(lock))
+}
+
+// giveBack lets another proxy have the lease at once, if it is still this one's.
+func giveBack(lock *resourcelock.LeaseLock) error {
+	ctx, cancel := context.WithTimeout(context.Background(), leaseRetry)
+	defer cancel()
+	now, _, err := lock.Get(ctx)
+	if err != nil || now.HolderIdentity != lock.Identity() {
+		return err
+	}
+	now.HolderIdentity, now.LeaseDurationSeconds = "", 1
+	return lock.Update(ctx, *now)
 }
 
 // serveShelfProxy runs the proxy and its API until ctx ends.
