@@ -29,17 +29,25 @@ type workload struct {
 // workloads reads the manifests that hack/manifests.sh renders from the chart; by the name of the main container.
 func workloads(t *testing.T) map[string]workload {
 	t.Helper()
-	data, err := os.ReadFile("../../manifests/aoe-csi.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
 	found := map[string]workload{}
+	for _, name := range []string{"aoe-csi.yaml", "pool.yaml"} {
+		data, err := os.ReadFile("../../manifests/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		addWorkloads(t, found, data)
+	}
+	return found
+}
+
+func addWorkloads(t *testing.T, found map[string]workload, data []byte) {
+	t.Helper()
 	documents := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(data), 4096)
 	for {
 		var w workload
 		switch err := documents.Decode(&w); {
 		case errors.Is(err, io.EOF):
-			return found
+			return
 		case err != nil:
 			t.Fatal(err)
 		}
@@ -51,15 +59,16 @@ func workloads(t *testing.T) map[string]workload {
 
 // Flags that the chart uses only with other values than the defaults.
 var flagsOfOtherValues = map[string][]string{
-	"controller": {"--shelf=tcp://192.0.2.7:7420"},
-	"initiator":  {"--interface=eth1,eth2"},
-	"target":     {"--interface=eth1,eth2"},
+	"controller":  {"--shelf=tcp://192.0.2.7:7420", "--shelf-service=$(NAMESPACE)/aoe-csi-pools"},
+	"initiator":   {"--interface=eth1,eth2"},
+	"target":      {"--interface=eth1,eth2"},
+	"shelf-proxy": {"--claim-policy=wipe"},
 }
 
 // The chart and the binary agree: every command line in the manifests, the probes' too, is one that the binary understands.
 func TestManifestsCallTheBinaryRight(t *testing.T) {
 	found := workloads(t)
-	for _, name := range []string{"controller", "node", "initiator", "target"} {
+	for _, name := range []string{"controller", "node", "initiator", "target", "shelf-proxy"} {
 		w, ok := found[name]
 		if !ok {
 			t.Errorf("no workload with the container %s in the manifests", name)
@@ -125,5 +134,29 @@ func TestManifestsNeverRestartTheDataPath(t *testing.T) {
 				t.Errorf("%s: has a memory limit", w.Name)
 			}
 		}
+	}
+}
+
+// A proxy has the storage network and nothing else of its node.
+func TestProxyIsNotPrivileged(t *testing.T) {
+	w := workloads(t)["shelf-proxy"]
+	for _, c := range w.Spec.Template.Spec.Containers {
+		s := c.SecurityContext
+		switch {
+		case s == nil || s.Capabilities == nil || s.AllowPrivilegeEscalation == nil:
+			t.Fatalf("%s: no security context", c.Name)
+		case s.Privileged != nil && *s.Privileged || *s.AllowPrivilegeEscalation:
+			t.Errorf("%s: is privileged", c.Name)
+		case !slices.Equal(s.Capabilities.Drop, []corev1.Capability{"ALL"}) || !slices.Equal(s.Capabilities.Add, []corev1.Capability{"NET_RAW"}):
+			t.Errorf("%s: capabilities %+v, want NET_RAW only", c.Name, s.Capabilities)
+		}
+	}
+	for _, v := range w.Spec.Template.Spec.Volumes {
+		if v.HostPath != nil {
+			t.Errorf("mounts %s of the host", v.HostPath.Path)
+		}
+	}
+	if spec := w.Spec.Template.Spec; !spec.HostNetwork || spec.HostPID || spec.HostIPC {
+		t.Errorf("host network %v, PID %v, IPC %v", spec.HostNetwork, spec.HostPID, spec.HostIPC)
 	}
 }
