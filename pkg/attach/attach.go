@@ -40,8 +40,8 @@ func (o *Options) check() error {
 }
 
 // Attach makes the target a block device and returns when that can be used. Repeated with the same volume it returns the same
-// attachment, and takes back a Detach that has not come to its end. Errors match this package's, initiator's (ErrNoAnswer, ErrIdentity,
-// ErrNotAdmitted, ErrExists, ErrNoInterface) or blockdev's. timeout is for finding and identifying the target; 0: 10 s.
+// attachment, and takes back a Detach that has not come to its end. A target without sessions is refused while the kernel's own driver has
+// it, too. Errors match this package's, initiator's (ErrNoAnswer, ErrIdentity, ErrNotAdmitted, ErrExists, ErrNoInterface) or blockdev's. timeout is for finding and identifying the target; 0: 10 s.
 func (m *Manager) Attach(ctx context.Context, opts Options, timeout time.Duration) (Status, error) {
 	if err := opts.check(); err != nil {
 		return Status{}, err
@@ -143,7 +143,11 @@ func (a *attachment) bringUp(ctx context.Context, timeout time.Duration) error {
 	a.mu.Lock()
 	a.front, a.reason = front, reason
 	a.mu.Unlock()
+	has, kernelErr := a.m.cfg.host.kernelHas(a.opts.Target)
 	if err := a.open(ctx, timeout, false); err != nil {
+		return err
+	}
+	if err := refuseKernel(a.opts.Target, a.target().Info().Session, has, kernelErr); err != nil {
 		return err
 	}
 	disk, err := front.Create(ctx, deviceParams(a.m.id.String(), a.opts, a.target().Info()))

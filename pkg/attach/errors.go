@@ -12,6 +12,8 @@ var (
 	ErrConflict = errors.New("attached in another way")
 	// ErrInUse: the device is mounted or held by somebody.
 	ErrInUse = errors.New("device is in use")
+	// ErrKernelDriver: the kernel's own aoe driver has the target.
+	ErrKernelDriver = errors.New("the kernel's aoe driver has the target")
 	// ErrPending: I/O waits for the target; ask again.
 	ErrPending = errors.New("I/O is pending")
 	// ErrNotNow: the device cannot grow at this moment; ask again.

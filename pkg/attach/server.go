@@ -209,6 +209,7 @@ func code(err error) codes.Code {
 		{initiator.ErrNoAnswer, codes.NotFound},
 		{ErrConflict, codes.FailedPrecondition},
 		{ErrInUse, codes.FailedPrecondition},
+		{ErrKernelDriver, codes.FailedPrecondition},
 		{ErrDamaged, codes.FailedPrecondition},
 		{ErrNoFrontend, codes.FailedPrecondition},
 		{initiator.ErrIdentity, codes.FailedPrecondition},
