@@ -147,6 +147,9 @@ func helmInstall(ctx context.Context) error {
 	if names != "" {
 		args = append(args, "--set", "storageInterface={"+names+"}")
 	}
+	if onLab() {
+		args = append(args, "--set-json", poolValues)
+	}
 	_, err = command(ctx, "helm", args...)
 	return err
 }
