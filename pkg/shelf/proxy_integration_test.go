@@ -55,18 +55,21 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// bridge connects hosts, each of which has an interface of its name.
+// bridge connects hosts, each of which has an interface of its name. All of it goes with the test.
 func bridge(t *testing.T, hosts ...string) {
 	t.Helper()
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = "switch"
 	br := &netlink.Bridge{LinkAttrs: attrs}
 	must(t, netlink.LinkAdd(br))
+	t.Cleanup(func() { check(t, netlink.LinkDel(br)) })
 	must(t, netlink.LinkSetUp(br))
 	for _, host := range hosts {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = host
-		must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: host + "-port"}))
+		veth := &netlink.Veth{LinkAttrs: attrs, PeerName: host + "-port"}
+		must(t, netlink.LinkAdd(veth))
+		t.Cleanup(func() { check(t, netlink.LinkDel(veth)) })
 		port, err := netlink.LinkByName(host + "-port")
 		must(t, err)
 		must(t, netlink.LinkSetMaster(port, br))
@@ -159,14 +162,9 @@ func io(t *testing.T, d *initiator.Device, op initiator.Op, data []byte) error {
 	}
 }
 
-// TestPoolOfRealVblades: one with data on it, one too small, a blank one; restarts at every stage; fencing; scrubbing.
-func TestPoolOfRealVblades(t *testing.T) {
-	bridge(t, "proxy", "storage", "n1", "n2")
-	full := bytes.Repeat([]byte("precious"), 4*mib/8)
-	kept := startVblade(t, 0, full)
-	startVblade(t, 1, make([]byte, mib))
-	disk := startVblade(t, 2, make([]byte, 4*mib))
-
+// realPool is a proxy on the bridge, a controller that speaks to it, and the nodes n1 and n2.
+func realPool(t *testing.T, slots ...uint8) *pool {
+	t.Helper()
 	client, err := inband.NewClient(inband.Config{Interfaces: []string{"proxy"}})
 	must(t, err)
 	t.Cleanup(func() { check(t, client.Close()) })
@@ -182,7 +180,7 @@ func TestPoolOfRealVblades(t *testing.T) {
 	}
 	p := &pool{t: t, client: client, store: store}
 	p.proxy = shelf.NewProxy(shelf.ProxyConfig{
-		Shelf: poolShelf, Slots: []uint8{0, 1, 2}, UUID: "pool", Info: shelf.Info{Segment: "default"}, Client: client, Intents: store,
+		Shelf: poolShelf, Slots: slots, UUID: "pool", Info: shelf.Info{Segment: "default"}, Client: client, Intents: store,
 	})
 	t.Cleanup(p.proxy.Close)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -191,17 +189,32 @@ func TestPoolOfRealVblades(t *testing.T) {
 	t.Cleanup(func() { cancel(); <-ended })
 	p.serve()
 	service, closeIt := p.controller(store)
+	p.service = service
 	t.Cleanup(closeIt)
+	return p
+}
+
+// TestPoolOfRealVblades: one with data on it, one too small, a blank one; restarts at every stage; fencing; scrubbing.
+func TestPoolOfRealVblades(t *testing.T) {
+	bridge(t, "proxy", "storage", "n1", "n2")
+	full := bytes.Repeat([]byte("precious"), 4*mib/8)
+	kept := startVblade(t, 0, full)
+	startVblade(t, 1, make([]byte, mib))
+	disk := startVblade(t, 2, make([]byte, 4*mib))
+
+	p := realPool(t, 0, 1, 2)
+	client, store, service := p.client, p.store, p.service
 
 	var v *volume.Volume
 	eventually(t, "a volume on the blank one", func() bool {
+		var err error
 		v, err = service.Create(t.Context(), p.request("data", 2*mib))
 		return err == nil
 	})
 	if v.ID.Addr.Slot != 2 || v.SizeBytes != 4*mib {
 		t.Fatalf("took %+v", v)
 	}
-	_, err = service.Create(t.Context(), p.request("more", 2*mib))
+	_, err := service.Create(t.Context(), p.request("more", 2*mib))
 	if !errors.Is(err, volume.ErrNoSpace) || !strings.Contains(err.Error(), "e9.0 is not blank") || !strings.Contains(err.Error(), "e9.1 has 1 MiB only") {
 		t.Fatalf("second claim: %v", err)
 	}
