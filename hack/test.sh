@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Runs suites of tests, one after the other, also when one fails. The last line is "N passed, N failed", summed over the
 # suites; the exit status tells whether nothing failed.
-#   test.sh [SUITE…]     default: all but recovery, in this order
+#   test.sh [SUITE…]     default: all but recovery and static, in this order
 #
 #   check    formatting, vet, drift                     unit     Go tests and simulations, no root
 #   race     the same under the race detector           net      AF_PACKET in network namespaces
 #   sanity   csi-sanity in a VM                         interop  vblade, kernel aoe, aoetools in a VM
 #   faults   devices, loss, fencing in a VM             recovery SIGKILL, no memory, dead targets in a VM
-#   cluster  the chart in a real Kubernetes
+#   cluster  the chart in a real Kubernetes             static   pools of LUNs that are there already; prints figures
 #
+# "static" is in unit, net, interop and cluster, shortened; by itself it is run in full. CLUSTER=1 runs its part in the cluster, too.
 # FRONTEND=ublk or nbd has the suites in VMs use that front end alone; FULL=1 runs in full what "recovery" and "cluster" shorten.
 # Logs, and what tests left for inspection, are in $CACHE/results.
 set -euo pipefail
@@ -27,11 +28,41 @@ go_suite() {
   go test -json "$@" 2>&1 | tee "$RESULTS/$name.json" | "$BIN/testsum" -count "$RESULTS/$name.count"
 }
 
+# figures NAME ARG…: go test, with what the tests log, but not what the code under test does.
+figures() {
+  local name=$1; shift
+  go test -json "$@" 2>&1 | tee "$RESULTS/$name.json" | "$BIN/testsum" -v -count "$RESULTS/$name.count" | grep -vE '^ *[IWE][0-9]{4} |^=== '
+}
+
+# static_suite: issue by issue what pools of LUNs that are there already have to show.
+static_suite() {
+  local status=0 part passed=0 failed=0 p f
+  say "in namespaces: real vblades, restarts at every point, aoetools, 2,000 simulated targets"
+  figures static-wire -count=1 -tags integration ./pkg/inband || status=1
+  figures static-vblade -count=1 -tags integration -run '^Test(PoolOfRealVblades|VbladeRestarts)$' ./pkg/shelf -restart-rounds 10 || status=1
+  say "simulated: 1,000 runs with crashes, 50 claims at once, fencing, scrubbing, adoption"
+  figures static-sim -count=1 -timeout 30m -run '^Test(Pool|FiftyClaims)' ./pkg/shelf -crash-runs 1000 || status=1
+  say "in a VM: the kernel's driver and aoetools"
+  VM_TESTS='^Test(InventoryAgrees|KernelHasIt)$' vm_suite static-vm interop || status=1
+  set -- static-wire static-vblade static-sim static-vm
+  if [ -n "${CLUSTER:-}" ]; then
+    "$ROOT/hack/cluster-test.sh" -run '^TestStaticPool$' || status=1
+    count_log e2e "$RESULTS/cluster.log" >"$RESULTS/static-cluster.count"
+    set -- "$@" static-cluster
+  fi
+  for part; do
+    read -r p f <"$RESULTS/$part.count"
+    passed=$((passed + p)) failed=$((failed + f))
+  done
+  echo "$passed $failed" >"$RESULTS/static.count"
+  return $status
+}
+
 # vm_suite NAME PACKAGE…: test/vm packages. The console is shown as it comes; counted are the logs that the guest left.
 vm_suite() {
   local name=$1 package status=0 passed=0 failed=0 p f; shift
   for package; do rm -f "$RESULTS/vm/$package/test.log"; done
-  "$ROOT/hack/vm-test.sh" "$@" || status=1
+  "$ROOT/hack/vm-test.sh" "$@" ${VM_TESTS:+-- -run "$VM_TESTS"} || status=1
   for package; do
     read -r p f <<<"$(count_log "vm/$package" "$RESULTS/vm/$package/test.log")"
     passed=$((passed + p)) failed=$((failed + f))
@@ -70,13 +101,14 @@ suite() {
     # shellcheck disable=SC2046
     faults) vm_suite faults $(other_vm_packages) ;;
     recovery) vm_suite recovery recovery ;;
+    static) need_root; "$ROOT/hack/deps.sh" vm; rm -f "$RESULTS"/static-*.count; static_suite ;;
     cluster)
       local status=0
       rm -f "$RESULTS/cluster.log"
       "$ROOT/hack/cluster-test.sh" || status=1
       count_log e2e "$RESULTS/cluster.log" >"$RESULTS/cluster.count"
       return $status ;;
-    *) die "no suite $1; there are: ${ALL[*]}" ;;
+    *) die "no suite $1; there are: ${ALL[*]} recovery static" ;;
   esac
 }
 

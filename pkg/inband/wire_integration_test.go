@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -169,8 +170,8 @@ func tool(t *testing.T, name string, args ...string) string {
 	return string(out)
 }
 
-// TestAgreesWithAoetools: what aoecfg writes is what the inventory says, and vblade can what it is said to. The tools' own reading needs
-// a host of its own: test/vm/interop.
+// TestAgreesWithAoetools: what aoe-sancheck sees and aoecfg writes is what the inventory says, and vblade can what it is said to. The
+// tools that need the kernel's driver, and aoecfg's own reading, which needs a host of its own, are tested in test/vm/interop.
 func TestAgreesWithAoetools(t *testing.T) {
 	ours, theirs := cable(t, "agree", 9000)
 	for slot := range 3 {
@@ -195,8 +196,16 @@ func TestAgreesWithAoetools(t *testing.T) {
 			t.Errorf("slot %d: %+v", slot, a)
 		}
 	}
+	report := tool(t, "aoe-sancheck", ours)
+	for _, a := range found {
+		line := fmt.Sprintf("%s\t   1\t%d\t%s", a.Addr, a.SectorCount*aoe.SectorSize, ours)
+		if !strings.Contains(report, line) {
+			t.Errorf("%q is not in what aoe-sancheck says:\n%s", line, report)
+		}
+	}
 	tool(t, "aoecfg", "-t", "1", "-c", "fset", "-s", "from aoecfg", "9", "1", ours)
 	if a := scan()[1]; a.ConfigString != "from aoecfg" {
 		t.Errorf("aoecfg wrote, the inventory reads %q", a.ConfigString)
 	}
+	t.Logf("%d vblades: aoe-sancheck, aoecfg and the inventory agree on addresses, frame sizes and config strings", len(found))
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	"github.com/aoe-csi/aoe-csi/pkg/aoe"
 	"github.com/aoe-csi/aoe-csi/pkg/provision"
@@ -67,20 +68,30 @@ func (c *crashing) ListSlots(ctx context.Context) ([]volume.Slot, error) {
 func TestPoolCrashes(t *testing.T) {
 	targets := vblades(256, 256, 256)
 	p := newPool(t, false, targets...)
+	began, sum := time.Now(), &crashSum{}
 	for run := range *crashRuns {
 		dice := rand.New(rand.NewPCG(uint64(run), 6))
-		crash(t, p, dice, run)
+		crash(t, p, dice, run, sum)
 		if t.Failed() {
 			t.Fatalf("run %d", run)
 		}
 	}
+	if sum.crashes < *crashRuns || sum.restarts < *crashRuns {
+		t.Errorf("%d crashes and %d restarts are too few to say anything", sum.crashes, sum.restarts)
+	}
+	t.Logf("%d runs: %d volumes, controllers crashed %d times, targets forgot all %d times; none was two volumes', in %v",
+		*crashRuns, 2**crashRuns, sum.crashes, sum.restarts, time.Since(began).Round(time.Millisecond))
 }
 
+// crashSum is what happened in all runs.
+type crashSum struct{ crashes, restarts int }
+
 // crash is a run: two volumes are made, one is deleted, with crashes and restarts; then all is brought to its end and looked at.
-func crash(t *testing.T, p *pool, dice *rand.Rand, run int) {
+func crash(t *testing.T, p *pool, dice *rand.Rand, run int, sum *crashSum) {
 	restarts := func() {
 		if dice.IntN(4) == 0 {
 			p.targets[dice.IntN(len(p.targets))].Restart()
+			sum.restarts++
 		}
 		if dice.IntN(4) == 0 {
 			p.look()
@@ -91,6 +102,9 @@ func crash(t *testing.T, p *pool, dice *rand.Rand, run int) {
 		store := &crashing{Store: p.store, left: 1 + dice.IntN(6), after: dice.IntN(2) == 0, each: restarts}
 		service, closeIt := p.controller(store)
 		_ = f(service) // whatever it comes to
+		if store.left <= 0 {
+			sum.crashes++
+		}
 		closeIt()
 		p.finish(func() error {
 			p.look()
