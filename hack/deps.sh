@@ -7,7 +7,7 @@ source "$(dirname "$0")/lib/common.sh"
 # The race detector needs a C compiler; everything else is built without.
 COMMON=(ca-certificates gcc git iproute2 jq libc6-dev make procps xz-utils)
 # The VM and what the tests in it use.
-VM=(aoetools busybox-static cpio e2fsprogs erofs-utils fio kmod nbd-client protobuf-compiler qemu-system-x86 tcpdump
+VM=(aoetools busybox-static cpio e2fsprogs erofs-utils fio kmod nbd-client libprotobuf-dev protobuf-compiler qemu-system-x86 tcpdump
   util-linux vblade xfsprogs)
 # What the benchmarks compare with.
 BENCH=(nbd-server)
