@@ -49,6 +49,7 @@ func newAttachCommand() *cobra.Command {
 	flags.StringVar(&request.VolumeId, "volume-id", "", "name of the attachment; default: TARGET as given")
 	flags.StringVar(&request.Generation, "generation", "", "identity that the target must prove; empty: whoever answers there")
 	flags.StringSliceVar(&request.Interfaces, "interface", nil, "interfaces to use; default: all of the initiator's")
+	flags.StringSliceVar(&request.Macs, "mac", nil, "MAC addresses of the target: asked first, so that nobody else is")
 	flags.StringVar(&request.Frontend, "frontend", "auto", "front end: auto, nbd or ublk")
 	flags.BoolVar(&request.ReadOnly, "read-only", false, "attach read-only")
 	flags.DurationVar(&deadTime, "dead-time", 0, "fail I/O after so long without an answer; 0: wait for ever")

@@ -25,7 +25,7 @@ func (a *nodeAttacher) Attach(ctx context.Context, id string, p volume.Publicati
 		Generation: string(p.Generation),
 		Frontend:   p.Frontend, FrontendReason: p.FrontendReason,
 		DeadTime: durationpb.New(p.DeadTime),
-		ReadOnly: p.ReadOnly,
+		ReadOnly: p.ReadOnly, Macs: p.MACs,
 	})
 	if err != nil {
 		return "", fmt.Errorf("attach %s: %w", p.Target, explainInitiator(err))

@@ -198,7 +198,11 @@ func serveTarget(ctx context.Context, s *target.Shelf, opt targetOptions, creds 
 			return errors.Join(fmt.Errorf("listen for the shelf API: %w", err), local.Close(), frames.Close())
 		}
 	}
-	api := shelf.NewServer(s, shelf.Info{Version: version, Segment: opt.segment, Interfaces: opt.interfaces})
+	var macs []string // hints for those who attach
+	for _, mac := range macsOf(opt.interfaces) {
+		macs = append(macs, mac.String())
+	}
+	api := shelf.NewServer(s, shelf.Info{Version: version, Segment: opt.segment, Interfaces: opt.interfaces, MACs: macs})
 	group, ctx := errgroup.WithContext(ctx)
 	for _, name := range opt.interfaces {
 		group.Go(func() error { return serveInterface(ctx, s, name, opt.interfaces) })

@@ -19,6 +19,8 @@ const (
 	closeTimeout = 2 * time.Second
 	// maxVolumeID bounds the names of records, in which a byte can take three.
 	maxVolumeID = 80
+	// maxMACs bounds how many frames an attachment begins with.
+	maxMACs = 16
 )
 
 // check completes the options and refuses what makes no sense.
@@ -31,6 +33,8 @@ func (o *Options) check() error {
 		return fmt.Errorf("%w: a volume ID has 1 to %d bytes", ErrInvalid, maxVolumeID)
 	case o.Target.Shelf > aoe.MaxShelf || o.Target.Slot > aoe.MaxSlot:
 		return fmt.Errorf("%w: target %s is not one address", ErrInvalid, o.Target)
+	case len(o.MACs) > maxMACs:
+		return fmt.Errorf("%w: %d MAC addresses, a target has at most %d", ErrInvalid, len(o.MACs), maxMACs)
 	case o.DeadTime < 0:
 		return fmt.Errorf("%w: dead time %v", ErrInvalid, o.DeadTime)
 	case !slices.Contains(frontendNames, o.Frontend):
@@ -191,7 +195,7 @@ func (a *attachment) open(ctx context.Context, timeout time.Duration, takeover b
 	dev, err := a.m.shard().Attach(ctx, initiator.DeviceConfig{
 		Addr: a.opts.Target, Generation: a.opts.Generation, UUID: a.m.id.uuid, Incarnation: incarnation,
 		DeadTime: a.opts.DeadTime, Interfaces: a.opts.Interfaces, PoolMax: a.m.cfg.PoolMax, ReadOnly: a.opts.ReadOnly,
-		CacheEpoch: a.rec.CacheEpoch, Lost: a.rec.Lost, Recovered: takeover, Changed: a.changedNow,
+		CacheEpoch: a.rec.CacheEpoch, Lost: a.rec.Lost, Recovered: takeover, Changed: a.changedNow, MACs: a.opts.MACs,
 	})
 	if err != nil {
 		return err

@@ -34,6 +34,7 @@ type Options struct {
 	DeadTime       time.Duration `json:"deadTime"` // nanoseconds; 0: wait for ever
 	ReadOnly       bool          `json:"readOnly,omitempty"`
 	Interfaces     []string      `json:"interfaces,omitempty"` // empty: all of the initiator's
+	MACs           []aoe.MAC     `json:"-"`                    // where the target was seen: a hint, which is not remembered
 }
 
 // record is what must be known to go on with an attachment after this process died. Devices do not outlive the kernel, so

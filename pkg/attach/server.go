@@ -48,10 +48,16 @@ func (s *Server) Attach(ctx context.Context, r *initiatorv1.AttachRequest) (*ini
 	if r.GetTimeout().AsDuration() < 0 {
 		return nil, status.Error(codes.InvalidArgument, "timeout is negative")
 	}
+	macs := make([]aoe.MAC, len(r.GetMacs()))
+	for i, text := range r.GetMacs() {
+		if macs[i], err = aoe.ParseMAC(text); err != nil {
+			return nil, status.Error(codes.InvalidArgument, err.Error())
+		}
+	}
 	a, err := s.manager.Attach(ctx, Options{
 		VolumeID: r.GetVolumeId(), Target: target, Generation: r.GetGeneration(), Frontend: r.GetFrontend(),
 		DeadTime: r.GetDeadTime().AsDuration(), ReadOnly: r.GetReadOnly(), Interfaces: r.GetInterfaces(),
-		FrontendReason: r.GetFrontendReason(),
+		FrontendReason: r.GetFrontendReason(), MACs: macs,
 	}, r.GetTimeout().AsDuration())
 	if err != nil {
 		return nil, status.Error(code(err), err.Error())

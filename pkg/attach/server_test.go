@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -121,6 +122,10 @@ func TestServerCodes(t *testing.T) {
 		{"slot too large", attach(func(r *initiatorv1.AttachRequest) { r.Target.Slot = 300 }), codes.InvalidArgument},
 		{"wild shelf", attach(func(r *initiatorv1.AttachRequest) { r.Target.Shelf = 65535 }), codes.InvalidArgument},
 		{"no volume", attach(func(r *initiatorv1.AttachRequest) { r.VolumeId = "" }), codes.InvalidArgument},
+		{"no MAC address", attach(func(r *initiatorv1.AttachRequest) { r.Macs = []string{"here"} }), codes.InvalidArgument},
+		{"too many MAC addresses", attach(func(r *initiatorv1.AttachRequest) {
+			r.Macs = slices.Repeat([]string{"02:00:00:00:00:01"}, maxMACs+1)
+		}), codes.InvalidArgument},
 		{"negative timeout", attach(func(r *initiatorv1.AttachRequest) { r.Timeout = durationpb.New(-1) }), codes.InvalidArgument},
 		{"nobody there", attach(func(r *initiatorv1.AttachRequest) { r.Target.Slot = 99 }), codes.NotFound},
 		{"another volume", attach(func(r *initiatorv1.AttachRequest) { r.Generation = "zzzzzzzzzzzzzzzz" }), codes.FailedPrecondition},

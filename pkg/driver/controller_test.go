@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -262,7 +263,7 @@ func TestControllerPublish(t *testing.T) {
 			}
 			expect(t, err, codes.OK)
 			decoded, err := decodePublication(response.GetPublishContext())
-			if err != nil || decoded != volumes.published[id] {
+			if err != nil || !reflect.DeepEqual(decoded, volumes.published[id]) {
 				t.Errorf("publish context %v is %+v, %v; want %+v", response.GetPublishContext(), decoded, err, volumes.published[id])
 			}
 		})

@@ -167,7 +167,7 @@ func (m *memoryVolumes) Publish(_ context.Context, id, node string, readOnly boo
 	v.Nodes = []string{node}
 	m.published[id] = volume.Publication{
 		Target: v.ID.Addr, Generation: v.ID.Generation, Frontend: v.Parameters.Frontend,
-		DeadTime: v.Parameters.DeadTime, ReadOnly: readOnly,
+		DeadTime: v.Parameters.DeadTime, ReadOnly: readOnly, MACs: []string{"02:00:00:00:00:07", "02:00:00:00:00:08"},
 	}
 	p := m.published[id]
 	return &p, nil

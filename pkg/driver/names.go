@@ -17,6 +17,7 @@ const (
 	ContextReason     = "frontendReason"
 	ContextDeadTime   = "deadTime" // "1m30s"; "0s": wait for ever
 	ContextReadOnly   = "readOnly" // "true", or absent
+	ContextMACs       = "macs"     // where the target is, with commas between; may be absent
 )
 
 // Keys of a volume context: what CreateVolume tells the node.

@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"strings"
 	"time"
 
 	"github.com/aoe-csi/aoe-csi/pkg/aoe"
@@ -17,6 +18,9 @@ func encodePublication(p *volume.Publication) map[string]string {
 	}
 	if p.FrontendReason != "" {
 		context[ContextReason] = p.FrontendReason
+	}
+	if len(p.MACs) > 0 {
+		context[ContextMACs] = strings.Join(p.MACs, ",")
 	}
 	if p.ReadOnly {
 		context[ContextReadOnly] = "true"
@@ -50,6 +54,9 @@ func decodePublication(context map[string]string) (volume.Publication, error) {
 		}
 	}
 	p.FrontendReason = context[ContextReason]
+	if text := context[ContextMACs]; text != "" {
+		p.MACs = strings.Split(text, ",")
+	}
 	p.ReadOnly = context[ContextReadOnly] == "true"
 	return p, nil
 }

@@ -23,6 +23,8 @@ const (
 	queryFirst = 100 * time.Millisecond
 	queryMost  = time.Second
 	queryIdle  = 60 * time.Second
+	// queryAlone is how often those who were named are asked before everybody is.
+	queryAlone = 2
 )
 
 // controlKind is what a control exchange asks.
@@ -52,6 +54,7 @@ type control struct {
 // query is the broadcast that finds paths.
 type query struct {
 	at       time.Duration
+	alone    int // how often only those who were named were asked
 	interval time.Duration
 	number   uint32
 }
@@ -98,7 +101,7 @@ func (c *Core) hurry(p *path) {
 	c.sendControl(k)
 }
 
-// tickQuery broadcasts when it is time.
+// tickQuery asks who the target is when it is time: at first those at whose addresses it was seen, if that is known, then everybody.
 func (c *Core) tickQuery() {
 	q := &c.query
 	if c.closed {
@@ -108,10 +111,14 @@ func (c *Core) tickQuery() {
 		c.wake(q.at)
 		return
 	}
+	everybody := len(c.cfg.MACs) == 0 || q.alone >= queryAlone || c.anyUp()
 	for id := range c.links {
 		if c.usable(LinkID(id)) {
-			c.sendQuery(LinkID(id))
+			c.askOn(LinkID(id), everybody)
 		}
+	}
+	if !everybody {
+		q.alone++
 	}
 	if c.anyUp() {
 		q.interval = queryFirst
@@ -123,13 +130,24 @@ func (c *Core) tickQuery() {
 	c.wake(q.at)
 }
 
-// sendQuery asks everybody on a link who the target is; nothing waits for the answer.
-func (c *Core) sendQuery(id LinkID) {
+// askOn asks on a link. A socket leads to one target and to no wire.
+func (c *Core) askOn(id LinkID, everybody bool) {
+	if everybody || c.links[id].Local {
+		c.sendQuery(id, aoe.Broadcast)
+		return
+	}
+	for _, mac := range c.cfg.MACs {
+		c.sendQuery(id, mac)
+	}
+}
+
+// sendQuery asks on a link who the target is; nothing waits for the answer.
+func (c *Core) sendQuery(id LinkID, to aoe.MAC) {
 	f := c.control.Get()
 	if f == nil {
 		return
 	}
-	h := aoe.Header{Dst: aoe.Broadcast, Src: c.links[id].MAC, Addr: c.cfg.Addr, Tag: c.controlTag()}
+	h := aoe.Header{Dst: to, Src: c.links[id].MAC, Addr: c.cfg.Addr, Tag: c.controlTag()}
 	f.SetLen(aoe.Pad(f.Buf(), aoe.PutConfig(f.Buf(), &h, &aoe.ConfigFields{})))
 	c.out = append(c.out, Transmit{Link: id, Frame: f})
 	c.stats.FramesSent++

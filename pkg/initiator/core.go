@@ -59,6 +59,8 @@ type CoreConfig struct {
 	Recovered bool
 	// FirstCounter is where tags without a session begin; random, so that answers to an earlier process match nothing.
 	FirstCounter uint32
+	// MACs at which the target was seen are asked first, alone; everybody is asked when none of them answers. Empty: everybody.
+	MACs []aoe.MAC
 }
 
 type coreLink struct {

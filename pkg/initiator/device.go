@@ -40,6 +40,8 @@ type DeviceConfig struct {
 	Lost       bool
 	// Recovered: an earlier process's attachment is taken over, whose writes may still be on the wire.
 	Recovered bool
+	// MACs at which the target was seen; empty: it is looked for by broadcast.
+	MACs []aoe.MAC
 	// Changed, if not nil, is called on the shard's thread after State, Info or Paths changed; it must not block.
 	Changed func()
 }
@@ -90,7 +92,7 @@ func (s *Shard) newDevice(cfg DeviceConfig) (*Device, error) {
 	core, err := NewCore(s.now(), CoreConfig{
 		Addr: cfg.Addr, Generation: cfg.Generation, UUID: cfg.UUID, Incarnation: cfg.Incarnation, Shard: s.cfg.Index,
 		DeadTime: cfg.DeadTime, PoolMax: cfg.PoolMax, ReadOnly: cfg.ReadOnly, CacheEpoch: cfg.CacheEpoch, Lost: cfg.Lost,
-		Recovered: cfg.Recovered, FirstCounter: binary.NativeEndian.Uint32(random[:]),
+		Recovered: cfg.Recovered, FirstCounter: binary.NativeEndian.Uint32(random[:]), MACs: cfg.MACs,
 	})
 	if err != nil {
 		return nil, err

@@ -20,6 +20,8 @@ type world struct {
 	core   *Core
 	target *modelTarget
 	now    time.Duration
+
+	broadcasts int // that the core sent
 }
 
 // newWorld makes one; configure may be nil and changes the core's configuration.
@@ -74,6 +76,9 @@ func (w *world) end() {
 // transmit hands the core's frames to the network.
 func (w *world) transmit() {
 	for _, t := range w.core.Transmits() {
+		if aoe.Frame(t.Frame.Bytes()).Dst() == aoe.Broadcast {
+			w.broadcasts++
+		}
 		if _, err := w.links[t.Link].Send([]*pool.Frame{t.Frame}); err != nil && !errors.Is(err, link.ErrTooLong) && !errors.Is(err, link.ErrDown) {
 			w.t.Fatal(err)
 		}

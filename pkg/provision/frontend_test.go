@@ -3,6 +3,7 @@ package provision_test
 import (
 	"context"
 	"errors"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -102,12 +103,12 @@ func TestAChoiceStands(t *testing.T) {
 		t.Fatalf("chosen: %+v", first)
 	}
 	w.nodeTells(volume.Node{Name: "n1", Frontends: []volume.Frontend{ublk, nbd}})
-	if again := w.publish(v, "n1"); *again != *first {
+	if again := w.publish(v, "n1"); !reflect.DeepEqual(again, first) {
 		t.Errorf("ublk came, the volume was on nbd: %+v", again)
 	}
 	device := []volume.Attachment{{VolumeID: v.ID.String(), Device: "/dev/nbd0", Frontend: "nbd"}}
 	w.nodeTells(volume.Node{Name: "n1", Frontends: []volume.Frontend{ublk, noNBD}, Attachments: device})
-	if again := w.publish(v, "n1"); *again != *first {
+	if again := w.publish(v, "n1"); !reflect.DeepEqual(again, first) {
 		t.Errorf("nbd is not available any more, but the device is there: %+v", again)
 	}
 	w.nodeTells(volume.Node{Name: "n1", Frontends: []volume.Frontend{ublk, noNBD}})

@@ -46,7 +46,7 @@ func (s *Service) publish(ctx context.Context, rec *volume.Record, name string, 
 	if err != nil {
 		return nil, err
 	}
-	warning, err := shelf.Admit(ctx, rec.ID, adm.Node, adm.MACs)
+	at, warning, err := shelf.Admit(ctx, rec.ID, adm.Node, adm.MACs)
 	if err != nil {
 		if errors.Is(err, volume.ErrInUse) {
 			s.withdraw(ctx, rec, name)
@@ -71,7 +71,7 @@ func (s *Service) publish(ctx context.Context, rec *volume.Record, name string, 
 		Generation: rec.ID.Generation,
 		Frontend:   adm.Frontend, FrontendReason: adm.FrontendReason,
 		DeadTime: rec.Parameters.DeadTime,
-		ReadOnly: readOnly,
+		ReadOnly: readOnly, MACs: at,
 	}, nil
 }
 

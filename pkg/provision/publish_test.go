@@ -3,6 +3,7 @@ package provision_test
 import (
 	"context"
 	"errors"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -61,7 +62,7 @@ func TestPublish(t *testing.T) {
 	}
 	want := volume.Publication{Target: v.ID.Addr, Generation: v.ID.Generation, Frontend: "nbd", FrontendReason: "the StorageClass asks for it", DeadTime: time.Minute}
 	for range 2 {
-		if p := w.publish(v, "n1"); *p != want {
+		if p := w.publish(v, "n1"); !reflect.DeepEqual(*p, want) {
 			t.Errorf("publication %+v, want %+v", p, want)
 		}
 	}

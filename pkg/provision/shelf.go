@@ -87,12 +87,13 @@ func (s *Shelf) GrowLun(ctx context.Context, id volume.ID, size int64) (int64, e
 	return int64(lun.GetSizeBytes()), nil
 }
 
-// Admit lets these MACs, the node's, use the LUN. ErrInUse while another node is admitted. A warning is for people.
-func (s *Shelf) Admit(ctx context.Context, id volume.ID, node string, macs []string) (warning string, err error) {
+// Admit lets these MACs, the node's, use the LUN, and says at which MACs the LUN is, if that is known. ErrInUse while another node is
+// admitted. A warning is for people.
+func (s *Shelf) Admit(ctx context.Context, id volume.ID, node string, macs []string) (at []string, warning string, err error) {
 	lun, err := call(ctx, s, "admit node "+node+" to "+id.Addr.String(), s.end.client.Admit, &shelfv1.AdmitRequest{
 		Id: lunID(id), Admission: &shelfv1.Admission{Node: node, Macs: macs},
 	})
-	return lun.GetWarning(), err
+	return lun.GetMacs(), lun.GetWarning(), err
 }
 
 // Expel takes the node off: when it returns nil, or ErrNotFound because the LUN is not

@@ -188,6 +188,15 @@ func (p *Proxy) lun(s *slot, a inband.Answer, rec *volume.Record) *shelfv1.Lun {
 	for _, adm := range rec.Admitted {
 		l.Admitted = append(l.Admitted, &shelfv1.Admission{Node: adm.Node, Macs: adm.MACs})
 	}
+	s.mu.Lock()
+	if s.target != nil {
+		for _, path := range s.target.Answers {
+			if mac := path.MAC.String(); !slices.Contains(l.Macs, mac) {
+				l.Macs = append(l.Macs, mac)
+			}
+		}
+	}
+	s.mu.Unlock()
 	if a.Reserve != inband.Yes {
 		l.Warning = fmt.Sprintf("%s (%s) knows no reservations: a node that was taken off can still write, and only Kubernetes keeps a second one away",
 			s.addr, inband.QuirksOf(a).Name)

@@ -131,15 +131,15 @@ func (v *vblade) stop() {
 
 func (v *vblade) restart() { v.stop(); v.start() }
 
-// node attaches as an initiator on a host does.
-func node(t *testing.T, index uint8, host string, v *volume.Volume) *initiator.Device {
+// node attaches as an initiator on a host does; macs are where the target is, if that is known.
+func node(t *testing.T, index uint8, host string, v *volume.Volume, macs ...aoe.MAC) *initiator.Device {
 	t.Helper()
 	s, err := initiator.NewShard(initiator.ShardConfig{Index: index, Interfaces: []string{host}})
 	must(t, err)
 	t.Cleanup(func() { check(t, s.Close()) })
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	d, err := s.Attach(ctx, initiator.DeviceConfig{Addr: v.ID.Addr, Generation: string(v.ID.Generation)})
+	d, err := s.Attach(ctx, initiator.DeviceConfig{Addr: v.ID.Addr, Generation: string(v.ID.Generation), MACs: macs})
 	must(t, err)
 	return d
 }

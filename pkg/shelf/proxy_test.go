@@ -87,8 +87,12 @@ func TestPoolFences(t *testing.T) {
 		node string
 		mac  aoe.MAC
 	}{{"n1", nodeMAC}, {"n2", otherMAC}} {
-		if _, err := p.service.Publish(t.Context(), handle, tc.node, false); err != nil {
+		published, err := p.service.Publish(t.Context(), handle, tc.node, false)
+		if err != nil {
 			t.Fatal(err)
+		}
+		if want := []string{targetsMAC.String()}; !slices.Equal(published.MACs, want) {
+			t.Errorf("the node is told to look at %v, want %v", published.MACs, want)
 		}
 		reserved("published", tc.mac)
 		d.Restart()

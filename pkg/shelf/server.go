@@ -27,6 +27,7 @@ type Info struct {
 	Version    string // of the software
 	Segment    string // value of topology.aoe-csi.io/segment
 	Interfaces []string
+	MACs       []string // of these
 }
 
 // Server implements the shelf API over a target.
@@ -228,7 +229,7 @@ func (s *Server) lun(l *target.LUN) *shelfv1.Lun {
 	answer := &shelfv1.Lun{
 		Id:   &shelfv1.LunId{Slot: uint32(l.Slot), Generation: l.Generation},
 		Uuid: l.UUID, Name: l.Name, SizeBytes: uint64(l.SizeBytes), AllocatedBytes: uint64(l.AllocatedBytes),
-		Access: shelfv1.Access_ACCESS_MANAGED, Created: timestamppb.New(l.Created), Shelf: uint32(s.target.Number()),
+		Access: shelfv1.Access_ACCESS_MANAGED, Created: timestamppb.New(l.Created), Shelf: uint32(s.target.Number()), Macs: s.info.MACs,
 	}
 	if l.Access == target.OpenAccess {
 		answer.Access = shelfv1.Access_ACCESS_OPEN

@@ -113,6 +113,8 @@ type Publication struct {
 	FrontendReason string
 	DeadTime       time.Duration
 	ReadOnly       bool
+	// MACs at which the shelf says that the target is; empty: the node looks for it.
+	MACs []string
 }
 
 // CapacityRequest asks what could be made with these parameters in these segments.

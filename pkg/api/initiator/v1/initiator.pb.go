@@ -136,6 +136,7 @@ type AttachRequest struct {
 	DeadTime       *durationpb.Duration   `protobuf:"bytes,5,opt,name=dead_time,json=deadTime,proto3" json:"dead_time,omitempty"` // 0: wait for ever
 	ReadOnly       bool                   `protobuf:"varint,6,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
 	Interfaces     []string               `protobuf:"bytes,7,rep,name=interfaces,proto3" json:"interfaces,omitempty"`                               // empty: all that the initiator was started with
+	Macs           []string               `protobuf:"bytes,10,rep,name=macs,proto3" json:"macs,omitempty"`                                          // where the target was seen: asked first, alone; empty: it is looked for by broadcast
 	FrontendReason string                 `protobuf:"bytes,9,opt,name=frontend_reason,json=frontendReason,proto3" json:"frontend_reason,omitempty"` // why this front end, by whoever chose it; empty: it was asked for
 	Timeout        *durationpb.Duration   `protobuf:"bytes,8,opt,name=timeout,proto3" json:"timeout,omitempty"`                                     // for discovery and identification; 0: 10 s
 	unknownFields  protoimpl.UnknownFields
@@ -217,6 +218,13 @@ func (x *AttachRequest) GetReadOnly() bool {
 func (x *AttachRequest) GetInterfaces() []string {
 	if x != nil {
 		return x.Interfaces
+	}
+	return nil
+}
+
+func (x *AttachRequest) GetMacs() []string {
+	if x != nil {
+		return x.Macs
 	}
 	return nil
 }
@@ -1699,7 +1707,7 @@ const file_initiator_v1_initiator_proto_rawDesc = "" +
 	"\x1cinitiator/v1/initiator.proto\x12\x13aoecsi.initiator.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"2\n" +
 	"\x06Target\x12\x14\n" +
 	"\x05shelf\x18\x01 \x01(\rR\x05shelf\x12\x12\n" +
-	"\x04slot\x18\x02 \x01(\rR\x04slot\"\xf0\x02\n" +
+	"\x04slot\x18\x02 \x01(\rR\x04slot\"\x84\x03\n" +
 	"\rAttachRequest\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x123\n" +
 	"\x06target\x18\x02 \x01(\v2\x1b.aoecsi.initiator.v1.TargetR\x06target\x12\x1e\n" +
@@ -1711,7 +1719,9 @@ const file_initiator_v1_initiator_proto_rawDesc = "" +
 	"\tread_only\x18\x06 \x01(\bR\breadOnly\x12\x1e\n" +
 	"\n" +
 	"interfaces\x18\a \x03(\tR\n" +
-	"interfaces\x12'\n" +
+	"interfaces\x12\x12\n" +
+	"\x04macs\x18\n" +
+	" \x03(\tR\x04macs\x12'\n" +
 	"\x0ffrontend_reason\x18\t \x01(\tR\x0efrontendReason\x123\n" +
 	"\atimeout\x18\b \x01(\v2\x19.google.protobuf.DurationR\atimeout\"\x81\x05\n" +
 	"\n" +

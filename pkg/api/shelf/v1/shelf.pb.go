@@ -328,6 +328,7 @@ type Lun struct {
 	AllocatedBytes uint64                 `protobuf:"varint,8,opt,name=allocated_bytes,json=allocatedBytes,proto3" json:"allocated_bytes,omitempty"` // what it takes on the disk now
 	Shelf          uint32                 `protobuf:"varint,9,opt,name=shelf,proto3" json:"shelf,omitempty"`
 	Warning        string                 `protobuf:"bytes,10,opt,name=warning,proto3" json:"warning,omitempty"` // what people should know of it: that it cannot be fenced
+	Macs           []string               `protobuf:"bytes,11,rep,name=macs,proto3" json:"macs,omitempty"`       // where it is on the wire, as far as is known: whoever attaches it need not ask everybody
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -430,6 +431,13 @@ func (x *Lun) GetWarning() string {
 		return x.Warning
 	}
 	return ""
+}
+
+func (x *Lun) GetMacs() []string {
+	if x != nil {
+		return x.Macs
+	}
+	return nil
 }
 
 type CreateLunRequest struct {
@@ -1096,7 +1104,7 @@ const file_shelf_v1_shelf_proto_rawDesc = "" +
 	"generation\"3\n" +
 	"\tAdmission\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
-	"\x04macs\x18\x02 \x03(\tR\x04macs\"\xec\x02\n" +
+	"\x04macs\x18\x02 \x03(\tR\x04macs\"\x80\x03\n" +
 	"\x03Lun\x12&\n" +
 	"\x02id\x18\x01 \x01(\v2\x16.aoecsi.shelf.v1.LunIdR\x02id\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x12\n" +
@@ -1109,7 +1117,8 @@ const file_shelf_v1_shelf_proto_rawDesc = "" +
 	"\x0fallocated_bytes\x18\b \x01(\x04R\x0eallocatedBytes\x12\x14\n" +
 	"\x05shelf\x18\t \x01(\rR\x05shelf\x12\x18\n" +
 	"\awarning\x18\n" +
-	" \x01(\tR\awarning\"\x9e\x01\n" +
+	" \x01(\tR\awarning\x12\x12\n" +
+	"\x04macs\x18\v \x03(\tR\x04macs\"\x9e\x01\n" +
 	"\x10CreateLunRequest\x12&\n" +
 	"\x02id\x18\x01 \x01(\v2\x16.aoecsi.shelf.v1.LunIdR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
