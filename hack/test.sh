@@ -39,7 +39,7 @@ static_suite() {
   local status=0 part passed=0 failed=0 p f
   say "in namespaces: real vblades, restarts at every point, aoetools, 2,000 simulated targets"
   figures static-wire -count=1 -tags integration ./pkg/inband || status=1
-  figures static-vblade -count=1 -tags integration -run '^Test(PoolOfRealVblades|VbladeRestarts)$' ./pkg/shelf -restart-rounds 10 || status=1
+  figures static-vblade -count=1 -tags integration -run '^Test(PoolOfRealVblades|VbladeRestarts|AttachByUnicast)$' ./pkg/shelf -restart-rounds 10 || status=1
   say "simulated: 1,000 runs with crashes, 50 claims at once, fencing, scrubbing, adoption"
   figures static-sim -count=1 -timeout 30m -run '^Test(Pool|FiftyClaims)' ./pkg/shelf -crash-runs 1000 || status=1
   say "in a VM: the kernel's driver and aoetools"
