@@ -6,7 +6,7 @@
 # NAME is a package under test/vm, built with the tag `vm`. The test binaries and aoe-csi are built on the host and lie in
 # PATH in the guest; a test runs in its package's directory as root of the guest. Output appears as it comes and, with
 # whatever the test writes to $AOE_CSI_RESULTS, in $CACHE/results/vm/NAME on the host. Packages share one guest, one after the other,
-# except those that have a vm.env, which says what machine they need.
+# except those that have a vm.env, which says what machine they need. A package's build.sh builds what else it wants into the directory given.
 # A failed test, a guest that dies and a timeout all end in a non-zero status.
 #
 #   TIMEOUT=900                  seconds for each package
@@ -39,6 +39,9 @@ run_in_vm() {
   [ -z "${AOE_CSI_RACE:-}" ] || { race=(-race); CGO_ENABLED=1; }
   (cd "$ROOT" && go build "${race[@]}" -o "$bin/aoe-csi" ./cmd/aoe-csi) || return
   (cd "$ROOT" && go test -c "${race[@]}" -tags vm -o "$bin/" "${@/#/./test/vm/}") || return
+  for name; do
+    [ ! -e "$ROOT/test/vm/$name/build.sh" ] || "$ROOT/test/vm/$name/build.sh" "$bin" || return
+  done
   {
     printf 'export PATH=%q:$PATH AOE_CSI_BIN=%q FRONTEND=%q FULL=%q\nstatus=0\n' "$bin" "$bin/aoe-csi" "${FRONTEND:-}" "${FULL:-}"
     for name; do

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 )
 
@@ -16,14 +17,22 @@ const startPatience = time.Minute
 // Target is an aoe-csi target on a host.
 type Target struct {
 	*Host
-	Shelf int
-	proc  *Process
+	Shelf   int
+	binary  string
+	through []string // a command that starts it
+	proc    *Process
 }
 
 // Target starts a shelf on the host, its LUNs under the host's directory, and waits until its API answers.
 func (h *Host) Target(shelf int) *Target {
 	h.l.t.Helper()
-	t := &Target{Host: h, Shelf: shelf}
+	return h.TargetThrough(shelf, Binary())
+}
+
+// TargetThrough is Target with another binary, started by another command, which becomes it.
+func (h *Host) TargetThrough(shelf int, binary string, command ...string) *Target {
+	h.l.t.Helper()
+	t := &Target{Host: h, Shelf: shelf, binary: binary, through: command}
 	t.StartAgain()
 	return t
 }
@@ -31,8 +40,8 @@ func (h *Host) Target(shelf int) *Target {
 // StartAgain starts the target after Kill or Terminate, on the same directory.
 func (t *Target) StartAgain() {
 	t.l.t.Helper()
-	t.proc = t.Start(Binary(), "target", "--shelf", fmt.Sprint(t.Shelf), "--interface", t.If,
-		"--dir", filepath.Join(t.Dir, "luns"), "--run-dir", t.Dir)
+	t.proc = t.Start(append(slices.Clone(t.through), t.binary, "target", "--shelf", fmt.Sprint(t.Shelf), "--interface", t.If,
+		"--dir", t.LUNs(), "--run-dir", t.Dir)...)
 	t.l.Eventually(startPatience, "target's API", func() error {
 		if !t.proc.Running() {
 			return fmt.Errorf("target ended: %s", tail(t.proc.out.String(), 2000))
@@ -48,8 +57,14 @@ func (t *Target) StartAgain() {
 // Kill sends SIGKILL to the target.
 func (t *Target) Kill() { t.proc.Kill() }
 
-// PID is the running target's.
+// PID is the target's process.
 func (t *Target) PID() int { return t.proc.PID() }
+
+// Log is what the process that was started last has printed.
+func (t *Target) Log() string { return t.proc.Output() }
+
+// LUNs is the target's directory.
+func (h *Host) LUNs() string { return filepath.Join(h.Dir, "luns") }
 
 // API is the shelf API's unix socket.
 func (t *Target) API() string { return filepath.Join(t.Dir, fmt.Sprintf("shelf-%d-api.sock", t.Shelf)) }
