@@ -131,3 +131,36 @@ func FuzzParseAddr(f *testing.F) {
 		}
 	})
 }
+
+// FuzzParseClaim: what is read is written again as something that is read the same.
+func FuzzParseClaim(f *testing.F) {
+	for _, s := range []string{
+		"aoe-csi/1 abcdefghijklmnop default/claim", "aoe-csi/1 abcdefghijklmnop - scrubbed=77", "aoe-csi/1 abcdefghijklmnop a scrubbed=", "aoe-csi:abcdefghijklmnop", "",
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		c, err := ParseClaim(s)
+		if err != nil {
+			return
+		}
+		again, err := ParseClaim(c.String())
+		if err != nil || again.Generation != c.Generation || again.Scrubbed != c.Scrubbed {
+			t.Fatalf("%q is %+v, then %+v: %v", s, c, again, err)
+		}
+	})
+}
+
+// FuzzParseMAC: what is accepted has one meaning.
+func FuzzParseMAC(f *testing.F) {
+	for _, s := range []string{"52:54:00:aa:00:01", "52-54-00-AA-00-01", "525400aa0001", "52:54:00:aa:00", ""} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if m, err := ParseMAC(s); err == nil {
+			if again, err := ParseMAC(m.String()); err != nil || again != m {
+				t.Fatalf("%q is %v, then %v: %v", s, m, again, err)
+			}
+		}
+	})
+}
