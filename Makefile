@@ -4,8 +4,8 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo v0.0
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin:/usr/local/go/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help bench build image demo generate manifests check lint test sim sim-bugs test-unit test-race test-net test-sanity test-interop \
-	test-static test-faults test-recovery test-cluster cluster-up cluster-down vm-shell deps third-party clean
+.PHONY: help bench build image demo generate manifests check lint test sim sim-bugs fuzz test-unit test-race test-net test-fencing test-flood \
+	test-sanity test-interop test-static test-faults test-powercut test-recovery test-cluster cluster-up cluster-down vm-shell deps third-party clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 } /^##@ / { printf "\n%s\n", substr($$0, 5) }' $(MAKEFILE_LIST)
@@ -56,11 +56,20 @@ sim: ## simulation: SEEDS=10000 from FROM=1 on, or SEED=n to replay one with a t
 sim-bugs: ## plant known bugs; the simulation must find each
 	@hack/sim.sh bugs
 
+fuzz: ## every parser and both state machines, FUZZTIME=5m each; FUZZ=name for one; prints executions
+	@hack/fuzz.sh
+
 test-race: ## the same under the race detector
 	@hack/test.sh race
 
 test-net: ## AF_PACKET and devices in network namespaces (root)
 	@hack/test.sh net
+
+test-fencing: ## 100 hand-overs between two initiators, in network namespaces (root; a part of test-net)
+	@hack/test.sh fencing
+
+test-flood: ## malformed, forged and spoofed frames beside a verified load, in network namespaces (root; a part of test-net)
+	@hack/test.sh flood
 
 test-sanity: ## csi-sanity in a VM (root)
 	@hack/test.sh sanity
@@ -73,6 +82,9 @@ test-static: ## pools of LUNs that are there already: vblades, 2000 targets, 100
 
 test-faults: ## loss, fencing, lost answers in a VM (root)
 	@hack/test.sh faults
+
+test-powercut: ## power cuts of the target under fsyncs, a disk that fails a write, in a VM; prints figures (root; FULL=1 for 100 cuts)
+	@hack/test.sh powercut
 
 test-recovery: ## SIGKILL of the initiator, dead targets, no memory in a VM; prints figures (root; FRONTEND=ublk|nbd, FULL=1)
 	@hack/test.sh recovery

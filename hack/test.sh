@@ -6,18 +6,19 @@
 #   check    formatting, vet, drift                     unit     Go tests and simulations, no root
 #   race     the same under the race detector           net      AF_PACKET in network namespaces
 #   sanity   csi-sanity in a VM                         interop  vblade, kernel aoe, aoetools in a VM
-#   faults   devices, loss, fencing in a VM             recovery SIGKILL, no memory, dead targets in a VM
-#   cluster  the chart in a real Kubernetes             static   pools of LUNs that are there already; prints figures
+#   faults   devices, loss, fencing in a VM             powercut power cuts of the target's disk in a VM
+#   recovery SIGKILL, no memory, dead targets in a VM   cluster  the chart in a real Kubernetes
+#   static   pools of LUNs that are there already       fencing, flood   parts of "net" that print figures
 #
 # "static" is in unit, net, interop and cluster, shortened; by itself it is run in full. CLUSTER=1 runs its part in the cluster, too.
-# FRONTEND=ublk or nbd has the suites in VMs use that front end alone; FULL=1 runs in full what "recovery" and "cluster" shorten.
+# FRONTEND=ublk or nbd has the suites in VMs use that front end alone; FULL=1 runs in full what "powercut", "recovery" and "cluster" shorten.
 # Logs, and what tests left for inspection, are in $CACHE/results.
 set -euo pipefail
 source "$(dirname "$0")/lib/common.sh"
 cd "$ROOT"
 RESULTS=$CACHE/results
 # "recovery" is not among them yet: its tests under memory pressure on the storage host have not passed once.
-ALL=(check unit race net sanity interop faults cluster)
+ALL=(check unit race net sanity interop faults powercut cluster)
 mkdir -p "$RESULTS" "$BIN"
 # As the binary is built: one compilation serves all suites. The race detector alone needs C.
 export CGO_ENABLED=0 FRONTEND FULL
@@ -86,7 +87,7 @@ integration_packages() {
 # run by hack/bench.sh, on a machine with nothing else to do.
 other_vm_packages() {
   echo harness
-  git ls-files --cached --others --exclude-standard 'test/vm/*_test.go' | cut -d/ -f3 | sort -u | grep -vxE 'harness|bench|sanity|interop|recovery'
+  git ls-files --cached --others --exclude-standard 'test/vm/*_test.go' | cut -d/ -f3 | sort -u | grep -vxE 'harness|bench|sanity|interop|powercut|recovery'
 }
 
 suite() {
@@ -96,10 +97,13 @@ suite() {
     race) CGO_ENABLED=1 go_suite race -race ./pkg/... ;;
     # shellcheck disable=SC2046
     net) need_root; "$ROOT/hack/deps.sh" vm; go_suite net -count=1 -tags integration $(integration_packages) ;;
+    fencing) need_root; go_suite fencing -count=1 -tags integration -run TestFencing ./test/segment ;;
+    flood) need_root; go_suite flood -count=1 -tags integration -run TestFlood ./test/segment ;;
     sanity) vm_suite sanity sanity ;;
     interop) vm_suite interop interop ;;
     # shellcheck disable=SC2046
     faults) vm_suite faults $(other_vm_packages) ;;
+    powercut) vm_suite powercut powercut ;;
     recovery) vm_suite recovery recovery ;;
     static) need_root; "$ROOT/hack/deps.sh" vm; rm -f "$RESULTS"/static-*.count; static_suite ;;
     cluster)
@@ -108,7 +112,7 @@ suite() {
       "$ROOT/hack/cluster-test.sh" || status=1
       count_log e2e "$RESULTS/cluster.log" >"$RESULTS/cluster.count"
       return $status ;;
-    *) die "no suite $1; there are: ${ALL[*]} recovery static" ;;
+    *) die "no suite $1; there are: ${ALL[*]} static fencing flood" ;;
   esac
 }
 

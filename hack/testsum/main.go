@@ -1,5 +1,5 @@
-// Command testsum reads the events of `go test -json` (or test2json) and reports them: the output of what failed, a line
-// for each package, and a sum. With -count FILE it also leaves "PASSED FAILED" there, for the sum over all suites.
+// Command testsum reads the events of `go test -json` (or test2json) and reports them: the output of what failed, lines
+// that begin with "figure: ", a line for each package, and a sum. With -count FILE it also leaves "PASSED FAILED" there, for the sum over all suites.
 //
 // A test is counted once, by its innermost subtests. A skipped test counts as failed: a suite that quietly leaves something out
 // proves nothing. So does a package that does not build or dies.

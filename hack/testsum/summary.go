@@ -77,7 +77,7 @@ func (s *summary) take(e event) {
 	}
 	switch e.Action {
 	case "output":
-		if s.verbose {
+		if s.verbose || strings.HasPrefix(e.Output, "figure: ") {
 			fmt.Fprint(s.out, e.Output)
 		} else {
 			p.output[e.Test] = append(p.output[e.Test], e.Output)

@@ -94,6 +94,8 @@ func parts(role string) (any, error) {
 		return &Target{slow: true}, nil
 	case "node":
 		return new(Node), nil
+	case "attacker":
+		return new(Attacker), nil
 	}
 	return nil, errors.New("no such part")
 }
