@@ -151,7 +151,7 @@ func TestListsCut(t *testing.T) {
 func TestOpenFields(t *testing.T) {
 	want := OpenFields{
 		Op: CloseSession, Status: OpenBusy, Epoch: 63, Initiator: UUID{1, 15: 16}, Incarnation: 0x1122334455667788,
-		Generation: Generation([]byte("abcdefghijklmnop")), CacheEpoch: 0x99aabbccddeeff00, Window: 4096,
+		Generation: Generation([]byte("abcdefghijklmnop")), CacheEpoch: 0x99aabbccddeeff00, Window: 4096, Admission: 0x01020304,
 	}
 	b := bytes.Repeat([]byte{0xcc}, 100)
 	if n := PutOpen(b, header(), &want); n != 88 || b[88] != 0xcc {
@@ -163,7 +163,7 @@ func TestOpenFields(t *testing.T) {
 		want string
 	}{
 		{19, "\xf0"}, {24, "AoEO\x01\x01\x06\x3f\x01"}, {47, "\x10"}, {48, "\x11\x22\x33\x44\x55\x66\x77\x88"}, {56, "abcdefghijklmnop"},
-		{72, "\x99\xaa\xbb\xcc\xdd\xee\xff\x00"}, {80, "\x00\x00\x10\x00\x00\x00\x00\x00"},
+		{72, "\x99\xaa\xbb\xcc\xdd\xee\xff\x00"}, {80, "\x00\x00\x10\x00\x01\x02\x03\x04"},
 	} {
 		if got := string(b[field.at : field.at+len(field.want)]); got != field.want {
 			t.Errorf("at %d: %x, want %x", field.at, got, field.want)
@@ -173,7 +173,7 @@ func TestOpenFields(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := OpenFields{o.Op(), o.Status(), o.Epoch(), o.Initiator(), o.Incarnation(), o.Generation(), o.CacheEpoch(), o.Window()}
+	got := OpenFields{o.Op(), o.Status(), o.Epoch(), o.Initiator(), o.Incarnation(), o.Generation(), o.CacheEpoch(), o.Window(), o.Admission()}
 	if got != want {
 		t.Errorf("read back %+v", got)
 	}

@@ -99,7 +99,7 @@ func rebuild(t *testing.T, b []byte, h *Header, f Frame) int {
 		return PutReserve(b, h, r.Command(), list)
 	}
 	if o, err := f.Open(); err == nil {
-		return PutOpen(b, h, &OpenFields{o.Op(), o.Status(), o.Epoch(), o.Initiator(), o.Incarnation(), o.Generation(), o.CacheEpoch(), o.Window()})
+		return PutOpen(b, h, &OpenFields{o.Op(), o.Status(), o.Epoch(), o.Initiator(), o.Incarnation(), o.Generation(), o.CacheEpoch(), o.Window(), o.Admission()})
 	}
 	return 0
 }

@@ -34,6 +34,7 @@ const (
 	OpenNoEpoch
 	OpenNoSessions
 	OpenBusy
+	OpenOtherAdmission
 )
 
 // String is the meaning in words.
@@ -53,6 +54,8 @@ func (s OpenStatus) String() string {
 		return "sessions not used"
 	case OpenBusy:
 		return "older writes still running"
+	case OpenOtherAdmission:
+		return "admitted anew since"
 	}
 	return "OPEN status " + strconv.Itoa(int(s))
 }
@@ -105,6 +108,10 @@ func (o Open) CacheEpoch() uint64 { return binary.BigEndian.Uint64(o[48:]) }
 // Window is within how many counters all outstanding frames of the session must lie (response).
 func (o Open) Window() uint32 { return binary.BigEndian.Uint32(o[56:]) }
 
+// Admission is which admission of a node the session is of: in a request the one that an earlier answer told, 0 if there was none; in a response the one in
+// force. Each time a node is let in the number is another.
+func (o Open) Admission() uint32 { return binary.BigEndian.Uint32(o[60:]) }
+
 // OpenFields is what PutOpen writes. Requests leave the response's fields zero.
 type OpenFields struct {
 	Op          OpenOp
@@ -115,6 +122,7 @@ type OpenFields struct {
 	Generation  Generation
 	CacheEpoch  uint64 // response
 	Window      uint32 // response, in frames
+	Admission   uint32
 }
 
 // PutOpen writes an OPEN frame with h's header, whose command it sets, and returns its length, OpenLen.
@@ -129,6 +137,6 @@ func PutOpen(b []byte, h *Header, o *OpenFields) int {
 	copy(arg[32:48], o.Generation[:])
 	binary.BigEndian.PutUint64(arg[48:], o.CacheEpoch)
 	binary.BigEndian.PutUint32(arg[56:], o.Window)
-	clear(arg[60:])
+	binary.BigEndian.PutUint32(arg[60:], o.Admission)
 	return OpenLen
 }

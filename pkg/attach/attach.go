@@ -2,6 +2,7 @@ package attach
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -102,6 +103,9 @@ func (a *attachment) again(ctx context.Context, opts Options) (bool, error) {
 	if err := a.same(opts); err != nil {
 		return false, err
 	}
+	if err := a.target().State().Err; errors.Is(err, initiator.ErrFenced) {
+		return false, fmt.Errorf("%w; detach %s first", err, opts.VolumeID)
+	}
 	if a.disconnected() {
 		klog.InfoS("Device was disconnected by somebody else, making another", "volume", opts.VolumeID, "device", a.device().Path())
 		return false, a.takeDown(ctx)
@@ -164,7 +168,7 @@ func (a *attachment) bringUp(ctx context.Context, timeout time.Duration) error {
 	condition := a.target().State()
 	err = a.save(func(r *record) {
 		r.Reason, r.Device = reason, disk.State()
-		r.Incarnation, r.CacheEpoch, r.Lost = condition.Incarnation, condition.CacheEpoch, condition.Lost
+		r.Incarnation, r.CacheEpoch, r.Admission, r.Lost = condition.Incarnation, condition.CacheEpoch, condition.Admission, condition.Lost
 	})
 	if err != nil {
 		return err
@@ -195,7 +199,7 @@ func (a *attachment) open(ctx context.Context, timeout time.Duration, takeover b
 	dev, err := a.m.shard().Attach(ctx, initiator.DeviceConfig{
 		Addr: a.opts.Target, Generation: a.opts.Generation, UUID: a.m.id.uuid, Incarnation: incarnation,
 		DeadTime: a.opts.DeadTime, Interfaces: a.opts.Interfaces, PoolMax: a.m.cfg.PoolMax, ReadOnly: a.opts.ReadOnly,
-		CacheEpoch: a.rec.CacheEpoch, Lost: a.rec.Lost, Recovered: takeover, Changed: a.changedNow, MACs: a.opts.MACs,
+		CacheEpoch: a.rec.CacheEpoch, Admission: a.rec.Admission, Lost: a.rec.Lost, Recovered: takeover, Changed: a.changedNow, MACs: a.opts.MACs,
 	})
 	if err != nil {
 		return err

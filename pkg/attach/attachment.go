@@ -131,14 +131,14 @@ func (a *attachment) note() error {
 		return nil
 	}
 	s := a.dev.State()
-	if s.Incarnation == a.rec.Incarnation && s.CacheEpoch == a.rec.CacheEpoch && s.Lost == a.rec.Lost {
+	if s.Incarnation == a.rec.Incarnation && s.CacheEpoch == a.rec.CacheEpoch && s.Admission == a.rec.Admission && s.Lost == a.rec.Lost {
 		return nil
 	}
 	a.rec.Incarnation = max(s.Incarnation, a.rec.Incarnation)
 	if s.Lost && !a.rec.Lost {
 		a.rec.LostReason = lostReason(a.rec.CacheEpoch, s.CacheEpoch, time.Now())
 	}
-	a.rec.CacheEpoch, a.rec.Lost = s.CacheEpoch, s.Lost
+	a.rec.CacheEpoch, a.rec.Admission, a.rec.Lost = s.CacheEpoch, s.Admission, s.Lost
 	return a.m.records.write(&a.rec)
 }
 

@@ -48,6 +48,7 @@ type record struct {
 	Started     bool           `json:"started"`     // Start returned: the device may have been used
 	Incarnation uint64         `json:"incarnation"` // the newest OPEN's
 	CacheEpoch  uint64         `json:"cacheEpoch"`
+	Admission   uint32         `json:"admission,omitempty"`  // the node's, that the target told of
 	Lost        bool           `json:"lost,omitempty"`       // latched: acknowledged writes may be gone
 	LostReason  string         `json:"lostReason,omitempty"` // what was seen when it was latched, and when
 	Attached    time.Time      `json:"attached"`

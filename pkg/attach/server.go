@@ -219,6 +219,7 @@ func code(err error) codes.Code {
 		{ErrDamaged, codes.FailedPrecondition},
 		{ErrNoFrontend, codes.FailedPrecondition},
 		{initiator.ErrIdentity, codes.FailedPrecondition},
+		{initiator.ErrFenced, codes.FailedPrecondition},
 		{initiator.ErrNotAdmitted, codes.FailedPrecondition},
 		{initiator.ErrExists, codes.FailedPrecondition},
 		{ErrTooMany, codes.ResourceExhausted},

@@ -52,8 +52,9 @@ type CoreConfig struct {
 	DeadTime    time.Duration // 0: wait for ever
 	PoolMax     int           // frames; 0: DefaultPoolMax
 	ReadOnly    bool
-	// CacheEpoch and Lost as State had them when an earlier process let go of the device; zero at a first attachment.
+	// CacheEpoch, Admission and Lost as State had them when an earlier process let go of the device; zero at a first attachment.
 	CacheEpoch uint64
+	Admission  uint32
 	Lost       bool
 	// Recovered: an earlier process of ours may have left writes on the wire.
 	Recovered bool
@@ -144,6 +145,7 @@ func NewCore(now time.Duration, cfg CoreConfig) (*Core, error) {
 	c.table.restart(cfg.FirstCounter, foreignCounters, tableSlots)
 	c.session.incarnation = cfg.Incarnation
 	c.session.cacheEpoch, c.session.cacheKnown = cfg.CacheEpoch, cfg.CacheEpoch != 0
+	c.session.admission = cfg.Admission
 	if cfg.Recovered {
 		c.holds.everything(now + duplicateLifetime)
 		c.acked = 1 // what the earlier process had acknowledged and not flushed

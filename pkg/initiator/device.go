@@ -35,8 +35,9 @@ type DeviceConfig struct {
 	Interfaces  []string      // empty: the shard's
 	PoolMax     int           // frames; 0: DefaultPoolMax
 	ReadOnly    bool
-	// CacheEpoch and Lost as State had them, when an earlier process's attachment is taken over; else zero.
+	// CacheEpoch, Admission and Lost as State had them, when an earlier process's attachment is taken over; else zero.
 	CacheEpoch uint64
+	Admission  uint32
 	Lost       bool
 	// Recovered: an earlier process's attachment is taken over, whose writes may still be on the wire.
 	Recovered bool
@@ -91,7 +92,7 @@ func (s *Shard) newDevice(cfg DeviceConfig) (*Device, error) {
 	}
 	core, err := NewCore(s.now(), CoreConfig{
 		Addr: cfg.Addr, Generation: cfg.Generation, UUID: cfg.UUID, Incarnation: cfg.Incarnation, Shard: s.cfg.Index,
-		DeadTime: cfg.DeadTime, PoolMax: cfg.PoolMax, ReadOnly: cfg.ReadOnly, CacheEpoch: cfg.CacheEpoch, Lost: cfg.Lost,
+		DeadTime: cfg.DeadTime, PoolMax: cfg.PoolMax, ReadOnly: cfg.ReadOnly, CacheEpoch: cfg.CacheEpoch, Admission: cfg.Admission, Lost: cfg.Lost,
 		Recovered: cfg.Recovered, FirstCounter: binary.NativeEndian.Uint32(random[:]), MACs: cfg.MACs,
 	})
 	if err != nil {

@@ -20,12 +20,15 @@ var (
 	ErrClosed = errors.New("device is closed")
 )
 
-// Outcomes of Attach and Detach; ErrNotAdmitted is also that of requests after a node was taken off.
+// Outcomes of Attach and Detach; ErrNotAdmitted is also that of requests after a node was taken off, ErrFenced after
+// it was let in again.
 var (
 	// ErrNoAnswer: nobody answered at the address in time.
 	ErrNoAnswer = errors.New("no answer")
 	// ErrIdentity: who answers at the address is not the volume meant.
 	ErrIdentity = errors.New("another volume answers at the address")
+	// ErrFenced: this node was taken off the volume, and what has been written there since must not be overwritten with what the attachment has left.
+	ErrFenced = errors.New("the node was taken off the volume and admitted anew since it was attached")
 	// ErrNotAdmitted: the target does not admit this node.
 	ErrNotAdmitted = errors.New("not admitted by the target")
 	// ErrExists: the address is attached already.

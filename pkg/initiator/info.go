@@ -74,6 +74,8 @@ type State struct {
 	Incarnation uint64
 	// CacheEpoch of the target when the session was opened last; 0 without a session.
 	CacheEpoch uint64
+	// Admission is which one of this node's the attachment is of; 0 if the target has not told.
+	Admission uint32
 	// Lost: acknowledged writes may be gone and every flush fails (latched).
 	Lost bool
 }

@@ -39,8 +39,10 @@ type modelTarget struct {
 	service  time.Duration // up to this passes before a request is executed
 	disk     []byte
 	admitted bool
-	mac      aoe.MAC
-	local    bool // the peer may go away
+	// admission is the number of the one in force.
+	admission uint32
+	mac       aoe.MAC
+	local     bool // the peer may go away
 
 	// What it is in the middle of.
 	off         bool // answers nothing and forgets what it has queued
@@ -72,7 +74,7 @@ func newModelTarget(t testing.TB, l link.Link, seed uint64) *modelTarget {
 		t: t, link: l, frames: frames, dice: rand.New(rand.NewPCG(seed, 1)),
 		managed: true, model: "aoe-csi", serial: testGeneration, config: identityPrefix + testGeneration,
 		flush: []aoe.ATACommand{aoe.ATAFlush, aoe.ATAFlushExt}, buffers: 16, sectors: 255,
-		disk: make([]byte, 1<<20), admitted: true, mac: targetMAC, cacheEpoch: 1, seen: map[uint32]bool{},
+		disk: make([]byte, 1<<20), admitted: true, admission: 7, mac: targetMAC, cacheEpoch: 1, seen: map[uint32]bool{},
 	}
 }
 
@@ -182,10 +184,12 @@ func (m *modelTarget) serveOpen(f aoe.Frame) {
 		m.error(f, aoe.ErrorCommand)
 		return
 	}
-	a := aoe.OpenFields{Op: o.Op(), Initiator: o.Initiator(), Incarnation: o.Incarnation(), Generation: o.Generation(), CacheEpoch: m.cacheEpoch, Window: 4096}
+	a := aoe.OpenFields{Op: o.Op(), Initiator: o.Initiator(), Incarnation: o.Incarnation(), Generation: o.Generation(), CacheEpoch: m.cacheEpoch, Window: 4096, Admission: m.admission}
 	switch {
 	case !m.admitted:
 		a.Status = aoe.OpenNotAdmitted
+	case o.Admission() != 0 && o.Admission() != m.admission:
+		a.Status = aoe.OpenOtherAdmission
 	case o.Generation() != aoe.Generation([]byte(m.serial)[:16]):
 		a.Status = aoe.OpenOtherGeneration
 	case o.Op() == aoe.CloseSession:

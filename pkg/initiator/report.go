@@ -24,7 +24,7 @@ func (c *Core) Changed() bool {
 
 // State is the device's condition; Since is left to the caller, who has a clock.
 func (c *Core) State() State {
-	s := State{Incarnation: c.session.incarnation, Lost: c.lost}
+	s := State{Incarnation: c.session.incarnation, Lost: c.lost, Admission: c.session.admission}
 	if c.session.cacheKnown {
 		s.CacheEpoch = c.session.cacheEpoch
 	}

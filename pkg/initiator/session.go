@@ -46,6 +46,8 @@ type session struct {
 	managed     bool // a session was open: the target is ours for good
 	cacheEpoch  uint64
 	cacheKnown  bool
+	admission   uint32 // which one of this node's the attachment is of; 0: not told yet
+	fenced      bool   // it is over: nothing of the attachment goes out any more
 	silent      int
 	unknown     int // OPENs refused as an unknown command
 	fruitless   int // sessions opened since the target last answered a request
@@ -66,7 +68,7 @@ func (c *Core) generation() (g aoe.Generation) {
 // advance sends OPEN if it is time and there is a path that has proved the identity.
 func (c *Core) advance() {
 	s := &c.session
-	if s.state != sessionNone && s.state != sessionOpening || s.ctl.kind != controlNone {
+	if s.state != sessionNone && s.state != sessionOpening || s.ctl.kind != controlNone || s.fenced {
 		return
 	}
 	if s.retryAt > c.now {
@@ -103,7 +105,7 @@ func (c *Core) sendOpen(p *path, kind controlKind, op aoe.OpenOp) {
 	tag := c.controlTag()
 	h := c.header(p, tag)
 	f.SetLen(aoe.PutOpen(f.Buf(), &h, &aoe.OpenFields{
-		Op: op, Initiator: c.cfg.UUID, Incarnation: c.session.incarnation, Generation: c.generation(),
+		Op: op, Initiator: c.cfg.UUID, Incarnation: c.session.incarnation, Generation: c.generation(), Admission: c.session.admission,
 	}))
 	c.startControl(&c.session.ctl, kind, p, tag, f)
 }
@@ -230,6 +232,8 @@ func (c *Core) onOpenStatus(p *path, o aoe.Open) {
 		c.refuseAttach(ErrNotAdmitted)
 		c.retryOpen(refusedRetry)
 		c.failAll(ErrNotAdmitted)
+	case aoe.OpenOtherAdmission:
+		c.onOtherAdmission(o)
 	case aoe.OpenOtherGeneration:
 		c.bad(p, ErrIdentity)
 	case aoe.OpenStale:
@@ -250,6 +254,19 @@ func (c *Core) onOpenStatus(p *path, o aoe.Open) {
 	}
 }
 
+// onOtherAdmission ends the attachment: others may have written to the volume since it was made, and what is left of it is older. What the kernel still has
+// of it is refused until it is attached anew.
+func (c *Core) onOtherAdmission(o aoe.Open) {
+	s := &c.session
+	if o.Admission() == 0 || o.Admission() == s.admission {
+		c.retryOpen(epochRetry) // damaged on the way
+		return
+	}
+	s.fenced, s.refused, c.changed = true, ErrFenced, true
+	c.refuseAttach(ErrFenced)
+	c.failAll(ErrFenced)
+}
+
 // opened begins the session that the target granted: all that is outstanding gets new tags and new frames, since the old ones may still
 // be on the wire, or in the network's hands.
 func (c *Core) opened(o aoe.Open) {
@@ -258,6 +275,9 @@ func (c *Core) opened(o aoe.Open) {
 		c.latch()
 	}
 	s.cacheEpoch, s.cacheKnown = o.CacheEpoch(), true
+	if s.admission == 0 {
+		s.admission = o.Admission()
+	}
 	s.managed, s.step = true, 0
 	s.silent = 0
 	s.fruitless++

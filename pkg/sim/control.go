@@ -75,13 +75,14 @@ func (s *Sim) create(slot uint8) *volume {
 // publish admits a volume on a node and attaches it there; nil if the run is over before.
 func (s *Sim) publish(v *volume) *device {
 	n := s.someNode()
-	// A node that was taken off and did not notice would go on with what it had pending if it were admitted again.
-	s.tasks.Await(func() bool { return s.over() || !n.uses(v) })
-	if n.uses(v) {
-		return nil
-	}
-	if !v.open {
-		s.admit(v, n)
+	if v.open {
+		// Nobody can tell such a target's attachments apart, so nobody makes a second one before the first is gone.
+		s.tasks.Await(func() bool { return s.over() || !n.uses(v) })
+		if n.uses(v) {
+			return nil
+		}
+	} else {
+		s.admit(v, n) // also when what it had before is still there, and did not notice that it was taken off
 	}
 	s.tasks.Await(func() bool { return s.over() || !n.has(v.slot) })
 	if n.has(v.slot) {
@@ -132,6 +133,9 @@ func (s *Sim) expel(v *volume, n *node) {
 		return err
 	})
 	v.mayWrite[n] = false
+	for _, d := range n.devices {
+		d.expelled = d.expelled || d.volume == v && d.wasReady // one that never was has nothing from before
+	}
 }
 
 // unpublish takes a volume off a node: in good order, or with the node going on as if nothing had happened until somebody detaches there.

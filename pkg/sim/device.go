@@ -41,7 +41,8 @@ type device struct {
 	lostAt     uint64 // when an acknowledged write of this attachment was lost; 0: never
 	poolMax    int
 	pending    []*request
-	fenced     bool // its node was taken off; it may be admitted again
+	fenced     bool // its node is being taken off; it may be admitted again
+	expelled   bool // … and was: nothing of this attachment may take effect any more
 	gone       bool // detached: nothing more is submitted
 	live       bool // the core is ready
 	wasReady   bool // … or one before it was
@@ -101,7 +102,7 @@ func (d *device) open(recovered bool) {
 	s.incarnations = max(s.incarnations, d.state.Incarnation) + 1 + s.dice.Uint64N(3)
 	core, err := initiator.NewCore(s.now, initiator.CoreConfig{
 		Addr: d.addr, Generation: d.volume.generation, UUID: aoe.UUID{byte(d.node.index + 1)}, Incarnation: s.incarnations,
-		PoolMax: d.poolMax, CacheEpoch: d.state.CacheEpoch, Lost: d.state.Lost, Recovered: recovered, FirstCounter: s.dice.Uint32(),
+		PoolMax: d.poolMax, CacheEpoch: d.state.CacheEpoch, Admission: d.state.Admission, Lost: d.state.Lost, Recovered: recovered, FirstCounter: s.dice.Uint32(),
 	})
 	if err != nil {
 		s.fail("%s: %v", d.node.name, err)

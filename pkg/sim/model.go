@@ -169,6 +169,9 @@ func (m *model) mayApply(v *volume, f *file, o *operation, lba int) {
 	if !v.open && !v.mayWrite[o.node] {
 		m.sim.fail("fencing: %s takes effect after %s was taken off", o, o.node.name)
 	}
+	if !v.open && o.device.expelled {
+		m.sim.fail("fencing: %s takes effect after %s was taken off, and admitted again", o, o.node.name)
+	}
 	if !v.open && o.end != never {
 		m.sim.fail("late duplicate: %s is executed again after its answer, at sector %d", o, lba)
 	}

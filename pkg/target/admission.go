@@ -59,6 +59,10 @@ func (l *lun) admit(ctx context.Context, a Admission) error {
 		}
 	}
 	err := l.save(func(rec *lunRecord) {
+		if len(rec.Admitted) == 0 {
+			// What the node may still have from an admission before is older than what others have written since.
+			rec.Admission = max(1, rec.Admission+1)
+		}
 		rec.Admitted = []Admission{{Node: a.Node, MACs: macs}}
 	})
 	if err != nil {

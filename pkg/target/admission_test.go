@@ -3,6 +3,7 @@ package target
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"testing"
 	"time"
@@ -145,5 +146,51 @@ func TestExpelledNodeGetsNoData(t *testing.T) {
 	}
 	if l.mayAnswer(j) {
 		t.Fatal("an expelled node gets an answer")
+	}
+}
+
+// A node that is let in again is told that it is another admission, also by another process of the target.
+func TestAdmissionNumber(t *testing.T) {
+	r := newRig(t)
+	r.lun(ManagedAccess)
+	open := func(number uint32, incarnation uint64) aoe.Open {
+		t.Helper()
+		c := r.client(macA)
+		frame := c.openFrame(aoe.OpenSession, uuidA, incarnation, testGen)
+		binary.BigEndian.PutUint32(frame[84:], number)
+		answer, err := c.call(frame).Open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return answer
+	}
+	r.admit("node-a", macA)
+	first := open(0, 1)
+	if first.Status() != aoe.OpenDone || first.Admission() == 0 {
+		t.Fatalf("status %v, admission %d", first.Status(), first.Admission())
+	}
+	r.admit("node-a", macA, macB) // one more address, the same admission
+	if o := open(first.Admission(), 2); o.Status() != aoe.OpenDone || o.Admission() != first.Admission() {
+		t.Fatalf("status %v, admission %d", o.Status(), o.Admission())
+	}
+	if _, err := r.shelf.Expel(context.Background(), 3, testGen, "node-a"); err != nil {
+		t.Fatal(err)
+	}
+	if o := open(first.Admission(), 3); o.Status() != aoe.OpenNotAdmitted || o.Admission() != 0 {
+		t.Fatalf("expelled: status %v, admission %d", o.Status(), o.Admission())
+	}
+	r.stop()
+	r.start()
+	r.admit("node-a", macA)
+	for range 2 {
+		o := open(first.Admission(), 4)
+		if o.Status() != aoe.OpenOtherAdmission || o.Epoch() != 0 || o.Admission() == first.Admission() || o.Admission() == 0 {
+			t.Fatalf("admitted again: status %v, epoch %d, admission %d", o.Status(), o.Epoch(), o.Admission())
+		}
+		r.stop()
+		r.start()
+	}
+	if o := open(0, 5); o.Status() != aoe.OpenDone || o.Admission() == first.Admission() {
+		t.Fatalf("a new attachment: status %v, admission %d", o.Status(), o.Admission())
 	}
 }

@@ -76,6 +76,8 @@ type lunRecord struct {
 	State      lunState    `json:"state"`
 	Created    time.Time   `json:"created"`
 	Admitted   []Admission `json:"admitted,omitempty"`
+	// Admission counts the times that a node was let in; never 0 again after the first.
+	Admission uint32 `json:"admission,omitempty"`
 	// CacheEpoch changes when acknowledged data may have been lost.
 	CacheEpoch uint64 `json:"cacheEpoch"`
 	// LastEpoch is the session epoch issued last; UsedEpochs has a bit for each that was live, or free for less than

@@ -107,7 +107,10 @@ func (l *lun) open(src aoe.MAC, o aoe.Open) (aoe.OpenFields, error) {
 		answer.Status, answer.CacheEpoch = aoe.OpenOtherGeneration, 0
 	case o.Op() == aoe.CloseSession:
 		return answer, l.closeSession(o)
+	case o.Admission() != 0 && o.Admission() != l.rec.Load().Admission:
+		answer.Status, answer.Admission = aoe.OpenOtherAdmission, l.rec.Load().Admission
 	default:
+		answer.Admission = l.rec.Load().Admission
 		return answer, l.openSession(node, &answer)
 	}
 	return answer, nil

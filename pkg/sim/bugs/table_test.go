@@ -53,6 +53,9 @@ var bugs = []struct {
 	{"admission checked only on enqueue", []edit{{"target/worker.go", "	if j.rules == l.rules || l.stillMayRun(j) {", "	if true {"}}},
 	{"expel does not wait for running writes", []edit{{"target/admission.go", "		klog.InfoS(\"Node expelled\", \"lun\", l.addr(), \"node\", node)\n	}\n	return l.drainPatiently(ctx)",
 		"		klog.InfoS(\"Node expelled\", \"lun\", l.addr(), \"node\", node)\n	}\n	return nil"}}},
+	{"an attachment goes on in the next admission", []edit{{"target/session.go", "	case o.Admission() != 0 && o.Admission() != l.rec.Load().Admission:", "	case false:"}}},
+	{"one number for all admissions", []edit{{"target/admission.go", "		if len(rec.Admitted) == 0 {", "		if rec.Admission == 0 {"}}},
+	{"admission forgotten over a restart of the initiator", []edit{{"initiator/core.go", "	c.session.admission = cfg.Admission\n", ""}}},
 	{"deleted LUN not scrubbed", []edit{
 		{"target/shelf.go", "	if err := s.media.Remove(uuid); err != nil {\n		return err\n	}\n	return s.store", "	return s.store"},
 	}},

@@ -5,6 +5,7 @@ package faults
 import (
 	"bytes"
 	"crypto/sha256"
+	"fmt"
 	"io"
 	"os"
 	"strings"
@@ -49,6 +50,47 @@ func TestFencing(t *testing.T) {
 	b.Detach("e7.3")
 	a.Detach("e7.3", "--force")
 	checkAll(t, file, 0xbb)
+}
+
+// TestReadmitted: a node is cut off in the middle of a write, taken off, and let in again after another one has used the volume. What it had left changes nothing;
+// it can use the volume again when it has attached it anew.
+func TestReadmitted(t *testing.T) {
+	l := lab.New(t)
+	target, a, b := l.Host("t").Target(7), l.Host("a").Initiator(), l.Host("b").Initiator()
+	gen := createManaged(t, target, "e7.4", "64Mi")
+	target.MustLun("admit", "e7.4", "--node", "a", "--mac", a.MAC)
+	dev := a.Attach("e7.4", "--generation", gen)
+	writeAll(t, dev, 0xaa)
+	file := lunFile(t, target, 64<<20)
+
+	a.Unplug()
+	left := a.Start("fio", "--name=left", "--filename="+dev, "--ioengine=libaio", "--direct=1", "--rw=write", "--bs=4k", "--iodepth=16", "--size=1m")
+	l.Eventually(time.Minute, "writes that wait", func() error {
+		list, err := a.Attachments(10 * time.Second)
+		if err != nil || len(list) != 1 || list[0].GetStatistics().GetOutstanding() == 0 {
+			return fmt.Errorf("%v, %v", list, err)
+		}
+		return nil
+	})
+	target.MustLun("expel", "e7.4", "--node", "a")
+	target.MustLun("admit", "e7.4", "--node", "b", "--mac", b.MAC)
+	writeAll(t, b.Attach("e7.4", "--generation", gen), 0xbb)
+	b.Detach("e7.4")
+	target.MustLun("expel", "e7.4", "--node", "b")
+	target.MustLun("admit", "e7.4", "--node", "a", "--mac", a.MAC)
+	a.Plug()
+	if out, err := left.Wait(2 * time.Minute); err == nil {
+		t.Errorf("what was left was written:\n%s", out)
+	}
+	checkAll(t, file, 0xbb)
+	if out, err := a.CLI(time.Minute, "attach", "e7.4", "--generation", gen); err == nil || !strings.Contains(out, "admitted anew") {
+		t.Errorf("attached as before: %v\n%s", err, out)
+	}
+	a.Detach("e7.4")
+	checkAll(t, file, 0xbb)
+	writeAll(t, a.Attach("e7.4", "--generation", gen), 0xcc)
+	a.Detach("e7.4")
+	checkAll(t, file, 0xcc)
 }
 
 // outsider tries all that a node can that nobody admitted.
