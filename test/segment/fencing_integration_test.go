@@ -137,6 +137,51 @@ func (f *fencing) handOver(old, next member) {
 	f.took += time.Since(began)
 }
 
+// TestFencingReadmitted: a node that is cut off while it is taken off, and is let in again after another one has used the LUN, changes nothing with what it had
+// left, until it attaches anew.
+func TestFencingReadmitted(t *testing.T) {
+	s := newSegment(t, "hub")
+	storage := s.host("slow target", "t")
+	a, b := member{s.host("node", "a"), "node-a"}, member{s.host("node", "b"), "node-b"}
+	f := &fencing{t: t, s: s, storage: storage, file: lunFile(t, storage.dir)}
+	const rounds = 20
+	refused := uint64(0)
+	for f.done = range rounds {
+		f.admit(a)
+		a.call("Attach", struct{}{}, nil)
+		a.call("Hammer", uint64(1), nil)
+		f.progress(a, 5)
+		s.must(netlink.LinkSetNoMaster(a.ports[0]))
+		storage.call("Expel", a.name, new(target.LUN))
+		f.admit(b)
+		b.call("Attach", struct{}{}, nil)
+		mark := uint64(1000 + f.done)
+		b.call("Fill", mark, nil)
+		b.call("Detach", struct{}{}, nil)
+		storage.call("Expel", b.name, new(target.LUN))
+		var before, after HammerStats
+		a.call("Hammered", struct{}{}, &before)
+		f.admit(a)
+		s.must(netlink.LinkSetMaster(a.ports[0], s.bridge))
+		eventually(t, "the node's writes to be refused", func() bool {
+			a.call("Hammered", struct{}{}, &after)
+			return after.OK > before.OK || after.Failed > 2*hammerDepth
+		})
+		if after.OK > before.OK {
+			t.Fatalf("round %d: %d writes of before were taken", f.done, after.OK-before.OK)
+		}
+		refused += after.Failed
+		a.call("Rest", struct{}{}, &after)
+		f.only(f.content(), mark)
+		a.call("Detach", struct{}{}, nil)
+		a.call("Attach", struct{}{}, nil)
+		a.call("Verify", mark, nil)
+		a.call("Detach", struct{}{}, nil)
+		storage.call("Expel", a.name, new(target.LUN))
+	}
+	figure(t, "%d times cut off, taken off and let in again: %d writes of before were refused, none was taken; a new attachment works each time", rounds, refused)
+}
+
 // progress waits until a hammer has done more writes.
 func (f *fencing) progress(n member, more uint64) {
 	f.t.Helper()
