@@ -59,6 +59,7 @@ type path struct {
 	ssthresh     int
 	acks         int
 	inflight     int
+	order        order
 	cut          time.Duration // when the window was halved last
 	uncut        int           // the window before
 
@@ -223,7 +224,7 @@ func (c *Core) park(p *path) {
 		if e := &c.table.entries[i]; e.req != nil && e.path == p && !e.parked {
 			e.parked, e.due = true, never
 			c.parked++
-			p.inflight--
+			p.discount(e)
 		}
 	}
 }

@@ -143,7 +143,7 @@ func (c *Core) sendPart(p *path, r *Request, from, sectors uint32, sends int) bo
 		return false
 	}
 	f.SetLen(length)
-	p.inflight++
+	p.count(e)
 	c.transmit(e)
 	return true
 }
@@ -261,11 +261,13 @@ func (c *Core) timeout(e *entry) {
 // resend sends an entry's frame again, the same bytes on the same path.
 func (c *Core) resend(e *entry) {
 	if c.tooLong(e, e.path) {
-		e.path.inflight--
+		e.path.discount(e)
 		c.refit(e)
 		return
 	}
 	e.sends++
+	e.path.order.remove(e) // behind those sent meanwhile
+	e.path.order.add(e)
 	c.stats.Retransmits++
 	c.transmit(e)
 }
@@ -320,7 +322,7 @@ func (c *Core) detachEntry(e *entry) {
 		c.parked--
 		return
 	}
-	e.path.inflight--
+	e.path.discount(e)
 }
 
 // unpark sends what waited for a path: over its own if that is back, else as a copy over another.
@@ -350,7 +352,7 @@ func (c *Core) unpark() {
 			return
 		}
 		c.detachEntry(e)
-		p.inflight++
+		p.count(e)
 		e.path, e.rto = p, p.rto()
 		if e.slow() {
 			e.rto = max(e.rto, rtoSlow)

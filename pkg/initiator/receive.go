@@ -42,7 +42,11 @@ func (c *Core) receive(link LinkID, b []byte) bool {
 	switch f.Command() {
 	case aoe.CommandATA:
 		if e := c.table.find(f.Tag()); e != nil {
-			return e.path == p && c.onData(p, e, f)
+			if e.path != p || !c.onData(p, e, f) {
+				return false
+			}
+			c.resendOvertaken(p)
+			return true
 		}
 		if c.resent.take(p, f.Tag()) {
 			return true
@@ -84,6 +88,7 @@ func (c *Core) onData(p *path, e *entry, f aoe.Frame) bool {
 	if !e.slow() && e.sends == 1 {
 		p.measure(c.now - e.sentAt)
 	}
+	p.learnOrder(c.now, e)
 	p.grow()
 	if failed {
 		c.finish(e, c.ataError(e, ata))
@@ -126,7 +131,7 @@ func (c *Core) succeed(e *entry, payload []byte) {
 func (c *Core) finish(e *entry, err error) {
 	r, units := e.req, e.units()
 	if !e.slow() && e.sentAt != e.firstAt {
-		c.resent.put(answered{path: e.path, tag: e.tag, rtt: c.now - e.firstAt})
+		c.resent.put(answered{path: e.path, tag: e.tag, quick: e.quick, rtt: c.now - e.firstAt})
 	}
 	if r.modifies() {
 		if e.sends > 1 {
@@ -186,7 +191,7 @@ func (c *Core) onRefused(p *path, e *entry, code aoe.ErrorCode) {
 // unavailable keeps an entry that the target will not serve now: in a session because it wants a new OPEN.
 func (c *Core) unavailable(p *path, e *entry) {
 	if c.session.state == sessionForeign {
-		p.inflight++
+		p.count(e)
 		e.rto = min(max(2*e.rto, 100*time.Millisecond), rtoMax)
 		e.due = c.now + e.rto
 		c.wake(e.due)

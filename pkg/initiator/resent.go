@@ -7,9 +7,10 @@ const maxResent = 64
 
 // answered is a frame that was sent more than once and has been answered.
 type answered struct {
-	path *path
-	tag  uint32
-	rtt  time.Duration // from its first sending to its first answer
+	path  *path
+	tag   uint32
+	quick bool          // sent again before its timeout
+	rtt   time.Duration // from its first sending to its first answer
 }
 
 // resent remembers the latest of those. A second answer says that the first copy was not lost, only slow (compare RFC 3522 and
@@ -30,6 +31,9 @@ func (r *resent) take(p *path, tag uint32) bool {
 		a := &r.frames[i]
 		if a.path == p && a.tag == tag {
 			p.late(a.rtt)
+			if a.quick {
+				p.mistaken()
+			}
 			*a = answered{}
 			return true
 		}

@@ -30,6 +30,9 @@ type entry struct {
 	due     time.Duration // retransmission
 	rto     time.Duration
 	sends   int
+	quick   bool // sent again before its timeout
+	// before and after are its neighbours among its path's outstanding frames.
+	before, after *entry
 	// versions is how often the frame was refused for its version.
 	versions int
 	mark     uint64 // of a flush: how many writes were acknowledged when it was first sent
