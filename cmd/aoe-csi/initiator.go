@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
+	"github.com/aoe-csi/aoe-csi/internal/heap"
 	"github.com/aoe-csi/aoe-csi/internal/shutdown"
 	"github.com/aoe-csi/aoe-csi/pkg/attach"
 	"github.com/aoe-csi/aoe-csi/pkg/blockdev"
@@ -131,7 +132,9 @@ func runInitiator(ctx context.Context, opt initiatorOptions) (err error) {
 		return err
 	}
 	klog.InfoS("Initiator is ready", "socket", opt.socket, "interfaces", opt.interfaces, "shards", opt.shards, "version", version)
-	err = attach.NewServer(manager, inband.Discover, version).Serve(ctx, listener)
+	server := attach.NewServer(manager, inband.Discover, version)
+	server.Allocations = heap.Allocations
+	err = server.Serve(ctx, listener)
 	return errors.Join(err, endInitiator(manager, opt.hostRoot))
 }
 

@@ -62,7 +62,7 @@ func printAttachments(out io.Writer, list *initiatorv1.ListResponse, wide bool) 
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	columns := []string{"VOLUME", "TARGET", "DEVICE", "SIZE", "STATE", "PATHS", "SESSION", "FRONTEND"}
 	if wide {
-		columns = append(columns, "REASON", "SINCE", "READS", "WRITES", "OUT", "RETRANS", "POOL", "MODEL", "MESSAGE")
+		columns = append(columns, "REASON", "SINCE", "READS", "WRITES", "OUT", "RETRANS", "POOL", "GROWN", "CAPPED", "WAITS", "MODEL", "MESSAGE")
 	}
 	fmt.Fprintln(w, strings.Join(columns, "\t"))
 	for _, a := range list.GetAttachments() {
@@ -73,6 +73,7 @@ func printAttachments(out io.Writer, list *initiatorv1.ListResponse, wide bool) 
 			row = append(row, orDash(printable(a.GetFrontendReason())), time.Since(a.GetSince().AsTime()).Round(time.Second).String(),
 				humanBytes(s.GetReadBytes()), humanBytes(s.GetWriteBytes()), fmt.Sprint(s.GetOutstanding()),
 				fmt.Sprint(s.GetRetransmits()), fmt.Sprintf("%d/%d", s.GetPoolFrames(), s.GetPoolCeiling()),
+				fmt.Sprint(s.GetPoolGrown()), fmt.Sprint(s.GetPoolCeilingHits()), fmt.Sprint(s.GetPoolWaits()),
 				orDash(printable(a.GetModel())), orDash(printable(a.GetMessage())))
 		}
 		fmt.Fprintln(w, strings.Join(row, "\t"))

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"k8s.io/klog/v2"
 
+	"github.com/aoe-csi/aoe-csi/internal/heap"
 	"github.com/aoe-csi/aoe-csi/pkg/aoe"
 	"github.com/aoe-csi/aoe-csi/pkg/link"
 	"github.com/aoe-csi/aoe-csi/pkg/shelf"
@@ -202,7 +203,7 @@ func serveTarget(ctx context.Context, s *target.Shelf, opt targetOptions, creds 
 	for _, mac := range macsOf(opt.interfaces) {
 		macs = append(macs, mac.String())
 	}
-	api := shelf.NewServer(s, shelf.Info{Version: version, Segment: opt.segment, Interfaces: opt.interfaces, MACs: macs})
+	api := shelf.NewServer(s, shelf.Info{Version: version, Segment: opt.segment, Interfaces: opt.interfaces, MACs: macs, Allocations: heap.Allocations})
 	group, ctx := errgroup.WithContext(ctx)
 	for _, name := range opt.interfaces {
 		group.Go(func() error { return serveInterface(ctx, s, name, opt.interfaces) })

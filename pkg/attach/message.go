@@ -38,7 +38,7 @@ func statisticsMessage(s initiator.Stats) *initiatorv1.Statistics {
 		ReadBytes: s.ReadBytes, WriteBytes: s.WriteBytes, Errors: s.Errors,
 		Retransmits: s.Retransmits, FramesSent: s.FramesSent, FramesReceived: s.FramesReceived,
 		Outstanding: uint32(s.Outstanding), PoolFrames: uint32(s.PoolFrames), PoolCeiling: uint32(s.PoolCeiling),
-		PoolGrown: s.PoolGrown, PoolWaits: s.PoolWaits,
+		PoolGrown: s.PoolGrown, PoolWaits: s.PoolWaits, PoolCeilingHits: s.PoolCapped,
 	}
 }
 

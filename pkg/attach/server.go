@@ -32,6 +32,8 @@ type Server struct {
 	manager  *Manager
 	discover Discoverer
 	version  string
+	// Allocations counts the objects that the process has allocated; nil: not told. Set before Serve.
+	Allocations func() uint64
 }
 
 // NewServer returns the API; version is what GetNode tells.
@@ -165,6 +167,9 @@ func (s *Server) Discover(ctx context.Context, r *initiatorv1.DiscoverRequest) (
 // GetNode implements initiatorv1.InitiatorServer.
 func (s *Server) GetNode(ctx context.Context, _ *initiatorv1.GetNodeRequest) (*initiatorv1.GetNodeResponse, error) {
 	response := &initiatorv1.GetNodeResponse{InitiatorUuid: s.manager.id.String(), Version: s.version}
+	if s.Allocations != nil {
+		response.HeapAllocations = s.Allocations()
+	}
 	for _, name := range s.manager.cfg.Interfaces {
 		described := &initiatorv1.Interface{Name: name}
 		if i, err := net.InterfaceByName(name); err == nil { // one that is gone is told of as down

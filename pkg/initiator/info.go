@@ -129,5 +129,6 @@ type Stats struct {
 	PoolFrames  int
 	PoolCeiling int
 	PoolGrown   uint64
-	PoolWaits   uint64
+	// PoolWaits is how often a request that might be sent had no frame, PoolCapped how often for the ceiling.
+	PoolWaits, PoolCapped uint64
 }

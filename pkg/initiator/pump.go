@@ -120,6 +120,10 @@ func part(op Op, lba uint64, left uint32, limit int) uint32 {
 // which fails the request.
 func (c *Core) sendPart(p *path, r *Request, from, sectors uint32, sends int) bool {
 	if !c.table.room() {
+		if len(c.table.free) == 0 { // there are as many entries as frames below the ceiling
+			c.stats.PoolWaits++
+			c.stats.PoolCapped++
+		}
 		return false
 	}
 	f := c.data.Get()

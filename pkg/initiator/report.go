@@ -90,7 +90,8 @@ func (c *Core) Stats() Stats {
 		p := c.data.Stats()
 		s.PoolFrames = int(p.Frames)
 		s.PoolGrown = uint64(p.Grown)
-		s.PoolWaits = uint64(p.Waits)
+		s.PoolWaits += uint64(p.Waits)
+		s.PoolCapped += uint64(p.Capped)
 	}
 	return s
 }

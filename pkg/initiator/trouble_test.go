@@ -26,7 +26,7 @@ func TestPoolCeiling(t *testing.T) {
 	}
 	w.run(time.Second)
 	s := w.core.Stats()
-	if s.PoolFrames != 64 || s.PoolGrown == 0 || s.PoolWaits == 0 {
+	if s.PoolFrames != 64 || s.PoolGrown == 0 || s.PoolWaits == 0 || s.PoolCapped == 0 || s.PoolCapped > s.PoolWaits {
 		t.Errorf("after 1 s: %+v", s)
 	}
 	if c.done == 0 || c.done >= 1000 || w.core.Pending() != 1000-c.done {

@@ -112,7 +112,11 @@ func (p *Pool) GetReserve() *Frame {
 
 // grow makes one more frame free.
 func (p *Pool) grow() bool {
-	if p.closed || p.ready == p.max {
+	if p.closed {
+		return false
+	}
+	if p.ready == p.max {
+		p.counts.capped.Add(1)
 		return false
 	}
 	f := &p.frames[p.ready]

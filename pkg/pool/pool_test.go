@@ -82,7 +82,7 @@ func TestGrowsByOneUpToTheCeiling(t *testing.T) {
 		t.Fatalf("got %v after frame 3 was released", f)
 	}
 	release(held)
-	if s := p.Stats(); s != (Stats{Ceiling: 5, Frames: 5, Free: 5, Grown: 3, Waits: 2}) {
+	if s := p.Stats(); s != (Stats{Ceiling: 5, Frames: 5, Free: 5, Grown: 3, Waits: 2, Capped: 2}) {
 		t.Errorf("at the end: %+v", s)
 	}
 }
@@ -142,7 +142,7 @@ func TestReserveIsBesideTheCeiling(t *testing.T) {
 		t.Fatal("the reserve did not come back")
 	}
 	release(held)
-	if s := p.Stats(); s != (Stats{Ceiling: 2, Frames: 2, Free: 2, ReserveFree: 2, Waits: 1, ReserveWaits: 1}) {
+	if s := p.Stats(); s != (Stats{Ceiling: 2, Frames: 2, Free: 2, ReserveFree: 2, Waits: 1, Capped: 1, ReserveWaits: 1}) {
 		t.Errorf("%+v", s)
 	}
 }

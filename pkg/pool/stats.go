@@ -12,13 +12,13 @@ type Stats struct {
 	ReserveFree int64
 	// Grown counts frames added after the start.
 	Grown int64
-	// Waits counts Gets, ReserveWaits GetReserves, that found nothing.
-	Waits, ReserveWaits int64
+	// Waits counts Gets, ReserveWaits GetReserves, that found nothing; Capped those Gets for which only the ceiling was in the way.
+	Waits, ReserveWaits, Capped int64
 }
 
 // counters are written by the owner and read by anybody.
 type counters struct {
-	ceiling, frames, free, reserveFree, grown, waits, reserveWaits atomic.Int64
+	ceiling, frames, free, reserveFree, grown, waits, reserveWaits, capped atomic.Int64
 }
 
 // Stats may be called from any goroutine.
@@ -27,5 +27,6 @@ func (p *Pool) Stats() Stats {
 	return Stats{
 		Ceiling: c.ceiling.Load(), Frames: c.frames.Load(), Free: c.free.Load(), ReserveFree: c.reserveFree.Load(),
 		Grown: c.grown.Load(), Waits: c.waits.Load(), ReserveWaits: c.reserveWaits.Load(),
+		Capped: c.capped.Load(),
 	}
 }

@@ -28,6 +28,8 @@ type Info struct {
 	Segment    string // value of topology.aoe-csi.io/segment
 	Interfaces []string
 	MACs       []string // of these
+	// Allocations counts the objects that the process has allocated; nil: not told.
+	Allocations func() uint64
 }
 
 // Server implements the shelf API over a target.
@@ -43,10 +45,14 @@ func NewServer(t *target.Shelf, info Info) *Server { return &Server{target: t, i
 
 // GetInfo implements the API.
 func (s *Server) GetInfo(context.Context, *shelfv1.GetInfoRequest) (*shelfv1.GetInfoResponse, error) {
-	return &shelfv1.GetInfoResponse{
+	info := &shelfv1.GetInfoResponse{
 		Shelf: uint32(s.target.Number()), Uuid: s.target.UUID(), Version: s.info.Version, Segment: s.info.Segment,
 		Interfaces: s.info.Interfaces, MaxSlots: uint32(maxSlots), Fences: true, DurableFlush: true,
-	}, nil
+	}
+	if s.info.Allocations != nil {
+		info.HeapAllocations = s.info.Allocations()
+	}
+	return info, nil
 }
 
 // CreateLun implements the API.

@@ -516,24 +516,25 @@ func (x *Path) GetMessage() string {
 }
 
 type Statistics struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	Reads          uint64                 `protobuf:"varint,1,opt,name=reads,proto3" json:"reads,omitempty"`
-	Writes         uint64                 `protobuf:"varint,2,opt,name=writes,proto3" json:"writes,omitempty"`
-	Flushes        uint64                 `protobuf:"varint,3,opt,name=flushes,proto3" json:"flushes,omitempty"`
-	Trims          uint64                 `protobuf:"varint,4,opt,name=trims,proto3" json:"trims,omitempty"`
-	ReadBytes      uint64                 `protobuf:"varint,5,opt,name=read_bytes,json=readBytes,proto3" json:"read_bytes,omitempty"`
-	WriteBytes     uint64                 `protobuf:"varint,6,opt,name=write_bytes,json=writeBytes,proto3" json:"write_bytes,omitempty"`
-	Errors         uint64                 `protobuf:"varint,7,opt,name=errors,proto3" json:"errors,omitempty"`
-	Retransmits    uint64                 `protobuf:"varint,8,opt,name=retransmits,proto3" json:"retransmits,omitempty"`
-	FramesSent     uint64                 `protobuf:"varint,9,opt,name=frames_sent,json=framesSent,proto3" json:"frames_sent,omitempty"`
-	FramesReceived uint64                 `protobuf:"varint,10,opt,name=frames_received,json=framesReceived,proto3" json:"frames_received,omitempty"`
-	Outstanding    uint32                 `protobuf:"varint,11,opt,name=outstanding,proto3" json:"outstanding,omitempty"`
-	PoolFrames     uint32                 `protobuf:"varint,12,opt,name=pool_frames,json=poolFrames,proto3" json:"pool_frames,omitempty"`
-	PoolCeiling    uint32                 `protobuf:"varint,13,opt,name=pool_ceiling,json=poolCeiling,proto3" json:"pool_ceiling,omitempty"`
-	PoolGrown      uint64                 `protobuf:"varint,14,opt,name=pool_grown,json=poolGrown,proto3" json:"pool_grown,omitempty"`
-	PoolWaits      uint64                 `protobuf:"varint,15,opt,name=pool_waits,json=poolWaits,proto3" json:"pool_waits,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Reads           uint64                 `protobuf:"varint,1,opt,name=reads,proto3" json:"reads,omitempty"`
+	Writes          uint64                 `protobuf:"varint,2,opt,name=writes,proto3" json:"writes,omitempty"`
+	Flushes         uint64                 `protobuf:"varint,3,opt,name=flushes,proto3" json:"flushes,omitempty"`
+	Trims           uint64                 `protobuf:"varint,4,opt,name=trims,proto3" json:"trims,omitempty"`
+	ReadBytes       uint64                 `protobuf:"varint,5,opt,name=read_bytes,json=readBytes,proto3" json:"read_bytes,omitempty"`
+	WriteBytes      uint64                 `protobuf:"varint,6,opt,name=write_bytes,json=writeBytes,proto3" json:"write_bytes,omitempty"`
+	Errors          uint64                 `protobuf:"varint,7,opt,name=errors,proto3" json:"errors,omitempty"`
+	Retransmits     uint64                 `protobuf:"varint,8,opt,name=retransmits,proto3" json:"retransmits,omitempty"`
+	FramesSent      uint64                 `protobuf:"varint,9,opt,name=frames_sent,json=framesSent,proto3" json:"frames_sent,omitempty"`
+	FramesReceived  uint64                 `protobuf:"varint,10,opt,name=frames_received,json=framesReceived,proto3" json:"frames_received,omitempty"`
+	Outstanding     uint32                 `protobuf:"varint,11,opt,name=outstanding,proto3" json:"outstanding,omitempty"`
+	PoolFrames      uint32                 `protobuf:"varint,12,opt,name=pool_frames,json=poolFrames,proto3" json:"pool_frames,omitempty"`
+	PoolCeiling     uint32                 `protobuf:"varint,13,opt,name=pool_ceiling,json=poolCeiling,proto3" json:"pool_ceiling,omitempty"`
+	PoolGrown       uint64                 `protobuf:"varint,14,opt,name=pool_grown,json=poolGrown,proto3" json:"pool_grown,omitempty"`
+	PoolWaits       uint64                 `protobuf:"varint,15,opt,name=pool_waits,json=poolWaits,proto3" json:"pool_waits,omitempty"`                     // requests found no frame
+	PoolCeilingHits uint64                 `protobuf:"varint,16,opt,name=pool_ceiling_hits,json=poolCeilingHits,proto3" json:"pool_ceiling_hits,omitempty"` // of these, because there were as many frames as there may be
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Statistics) Reset() {
@@ -667,6 +668,13 @@ func (x *Statistics) GetPoolGrown() uint64 {
 func (x *Statistics) GetPoolWaits() uint64 {
 	if x != nil {
 		return x.PoolWaits
+	}
+	return 0
+}
+
+func (x *Statistics) GetPoolCeilingHits() uint64 {
+	if x != nil {
+		return x.PoolCeilingHits
 	}
 	return 0
 }
@@ -1468,13 +1476,14 @@ func (x *Frontend) GetLiveResize() bool {
 }
 
 type GetNodeResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Interfaces    []*Interface           `protobuf:"bytes,1,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
-	Frontends     []*Frontend            `protobuf:"bytes,2,rep,name=frontends,proto3" json:"frontends,omitempty"`
-	InitiatorUuid string                 `protobuf:"bytes,3,opt,name=initiator_uuid,json=initiatorUuid,proto3" json:"initiator_uuid,omitempty"`
-	Version       string                 `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Interfaces      []*Interface           `protobuf:"bytes,1,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
+	Frontends       []*Frontend            `protobuf:"bytes,2,rep,name=frontends,proto3" json:"frontends,omitempty"`
+	InitiatorUuid   string                 `protobuf:"bytes,3,opt,name=initiator_uuid,json=initiatorUuid,proto3" json:"initiator_uuid,omitempty"`
+	Version         string                 `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`
+	HeapAllocations uint64                 `protobuf:"varint,5,opt,name=heap_allocations,json=heapAllocations,proto3" json:"heap_allocations,omitempty"` // objects that the process has allocated since it started
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *GetNodeResponse) Reset() {
@@ -1533,6 +1542,13 @@ func (x *GetNodeResponse) GetVersion() string {
 		return x.Version
 	}
 	return ""
+}
+
+func (x *GetNodeResponse) GetHeapAllocations() uint64 {
+	if x != nil {
+		return x.HeapAllocations
+	}
+	return 0
 }
 
 type ExamineRequest struct {
@@ -1759,7 +1775,7 @@ const file_initiator_v1_initiator_proto_rawDesc = "" +
 	"maxSectors\x12\x16\n" +
 	"\x06window\x18\x05 \x01(\rR\x06window\x12+\n" +
 	"\x03rtt\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x03rtt\x12\x18\n" +
-	"\amessage\x18\a \x01(\tR\amessage\"\xd2\x03\n" +
+	"\amessage\x18\a \x01(\tR\amessage\"\xfe\x03\n" +
 	"\n" +
 	"Statistics\x12\x14\n" +
 	"\x05reads\x18\x01 \x01(\x04R\x05reads\x12\x16\n" +
@@ -1783,7 +1799,8 @@ const file_initiator_v1_initiator_proto_rawDesc = "" +
 	"\n" +
 	"pool_grown\x18\x0e \x01(\x04R\tpoolGrown\x12\x1d\n" +
 	"\n" +
-	"pool_waits\x18\x0f \x01(\x04R\tpoolWaits\"w\n" +
+	"pool_waits\x18\x0f \x01(\x04R\tpoolWaits\x12*\n" +
+	"\x11pool_ceiling_hits\x18\x10 \x01(\x04R\x0fpoolCeilingHits\"w\n" +
 	"\rDetachRequest\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\x123\n" +
@@ -1845,14 +1862,15 @@ const file_initiator_v1_initiator_proto_rawDesc = "" +
 	"\tavailable\x18\x02 \x01(\bR\tavailable\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x1f\n" +
 	"\vlive_resize\x18\x04 \x01(\bR\n" +
-	"liveResize\"\xcf\x01\n" +
+	"liveResize\"\xfa\x01\n" +
 	"\x0fGetNodeResponse\x12>\n" +
 	"\n" +
 	"interfaces\x18\x01 \x03(\v2\x1e.aoecsi.initiator.v1.InterfaceR\n" +
 	"interfaces\x12;\n" +
 	"\tfrontends\x18\x02 \x03(\v2\x1d.aoecsi.initiator.v1.FrontendR\tfrontends\x12%\n" +
 	"\x0einitiator_uuid\x18\x03 \x01(\tR\rinitiatorUuid\x12\x18\n" +
-	"\aversion\x18\x04 \x01(\tR\aversion\"\"\n" +
+	"\aversion\x18\x04 \x01(\tR\aversion\x12)\n" +
+	"\x10heap_allocations\x18\x05 \x01(\x04R\x0fheapAllocations\"\"\n" +
 	"\x0eExamineRequest\x12\x10\n" +
 	"\x03fix\x18\x01 \x01(\bR\x03fix\"y\n" +
 	"\aFinding\x12\x16\n" +

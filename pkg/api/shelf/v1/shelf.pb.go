@@ -112,17 +112,18 @@ func (*GetInfoRequest) Descriptor() ([]byte, []int) {
 }
 
 type GetInfoResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Shelf         uint32                 `protobuf:"varint,1,opt,name=shelf,proto3" json:"shelf,omitempty"`    // shelf number (AoE major), 0..65534
-	Uuid          string                 `protobuf:"bytes,2,opt,name=uuid,proto3" json:"uuid,omitempty"`       // of the shelf's directory
-	Version       string                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"` // of the software
-	Segment       string                 `protobuf:"bytes,4,opt,name=segment,proto3" json:"segment,omitempty"` // value of topology.aoe-csi.io/segment
-	Interfaces    []string               `protobuf:"bytes,5,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
-	MaxSlots      uint32                 `protobuf:"varint,6,opt,name=max_slots,json=maxSlots,proto3" json:"max_slots,omitempty"`
-	Fences        bool                   `protobuf:"varint,7,opt,name=fences,proto3" json:"fences,omitempty"`                                 // Expel is enforced for every frame
-	DurableFlush  bool                   `protobuf:"varint,8,opt,name=durable_flush,json=durableFlush,proto3" json:"durable_flush,omitempty"` // FLUSH CACHE makes data durable
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Shelf           uint32                 `protobuf:"varint,1,opt,name=shelf,proto3" json:"shelf,omitempty"`    // shelf number (AoE major), 0..65534
+	Uuid            string                 `protobuf:"bytes,2,opt,name=uuid,proto3" json:"uuid,omitempty"`       // of the shelf's directory
+	Version         string                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"` // of the software
+	Segment         string                 `protobuf:"bytes,4,opt,name=segment,proto3" json:"segment,omitempty"` // value of topology.aoe-csi.io/segment
+	Interfaces      []string               `protobuf:"bytes,5,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
+	MaxSlots        uint32                 `protobuf:"varint,6,opt,name=max_slots,json=maxSlots,proto3" json:"max_slots,omitempty"`
+	Fences          bool                   `protobuf:"varint,7,opt,name=fences,proto3" json:"fences,omitempty"`                                          // Expel is enforced for every frame
+	DurableFlush    bool                   `protobuf:"varint,8,opt,name=durable_flush,json=durableFlush,proto3" json:"durable_flush,omitempty"`          // FLUSH CACHE makes data durable
+	HeapAllocations uint64                 `protobuf:"varint,9,opt,name=heap_allocations,json=heapAllocations,proto3" json:"heap_allocations,omitempty"` // objects that the process has allocated since it started
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *GetInfoResponse) Reset() {
@@ -209,6 +210,13 @@ func (x *GetInfoResponse) GetDurableFlush() bool {
 		return x.DurableFlush
 	}
 	return false
+}
+
+func (x *GetInfoResponse) GetHeapAllocations() uint64 {
+	if x != nil {
+		return x.HeapAllocations
+	}
+	return 0
 }
 
 // LunId names a LUN: the generation is its identity, the slot says where it is.
@@ -1085,7 +1093,7 @@ var File_shelf_v1_shelf_proto protoreflect.FileDescriptor
 const file_shelf_v1_shelf_proto_rawDesc = "" +
 	"\n" +
 	"\x14shelf/v1/shelf.proto\x12\x0faoecsi.shelf.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x10\n" +
-	"\x0eGetInfoRequest\"\xe9\x01\n" +
+	"\x0eGetInfoRequest\"\x94\x02\n" +
 	"\x0fGetInfoResponse\x12\x14\n" +
 	"\x05shelf\x18\x01 \x01(\rR\x05shelf\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x18\n" +
@@ -1096,7 +1104,8 @@ const file_shelf_v1_shelf_proto_rawDesc = "" +
 	"interfaces\x12\x1b\n" +
 	"\tmax_slots\x18\x06 \x01(\rR\bmaxSlots\x12\x16\n" +
 	"\x06fences\x18\a \x01(\bR\x06fences\x12#\n" +
-	"\rdurable_flush\x18\b \x01(\bR\fdurableFlush\";\n" +
+	"\rdurable_flush\x18\b \x01(\bR\fdurableFlush\x12)\n" +
+	"\x10heap_allocations\x18\t \x01(\x04R\x0fheapAllocations\";\n" +
 	"\x05LunId\x12\x12\n" +
 	"\x04slot\x18\x01 \x01(\rR\x04slot\x12\x1e\n" +
 	"\n" +
