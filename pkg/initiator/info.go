@@ -111,6 +111,7 @@ type PathInfo struct {
 	MaxSectors int           // in a frame
 	Window     int           // frames
 	RTT        time.Duration // smoothed; 0: not measured
+	Timeout    time.Duration // after which a frame is sent again
 	Message    string        // why it is not up
 }
 

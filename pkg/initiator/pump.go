@@ -251,6 +251,9 @@ func (c *Core) timeout(e *entry) {
 	p := e.path
 	if e.slow() {
 		c.prove(p) // the disk may be busy; whether the path is alive is another question
+	} else if c.deadEnd(p, e.sentAt) {
+		c.verify(p, true)
+		return
 	} else if p.shrink(c.now, e.sentAt) {
 		p.timeouts++
 		if p.timeouts >= suspectAfter {
@@ -260,6 +263,20 @@ func (c *Core) timeout(e *entry) {
 	}
 	e.rto = min(2*e.rto, rtoMax)
 	c.resend(e)
+}
+
+// deadEnd says whether a path is to blame for a silence since a time: the target has answered over another one meanwhile. What is
+// outstanding should not wait there for more timeouts.
+func (c *Core) deadEnd(p *path, since time.Duration) bool {
+	if p.heard > since {
+		return false
+	}
+	for i := range c.paths {
+		if q := &c.paths[i]; q.used && q != p && q.phase == pathUp && q.heard > since {
+			return true
+		}
+	}
+	return false
 }
 
 // resend sends an entry's frame again, the same bytes on the same path.

@@ -66,7 +66,7 @@ func (c *Core) Paths(dst []PathInfo) []PathInfo {
 			continue
 		}
 		info := PathInfo{
-			Interface: c.links[p.link].Name, MAC: p.mac, MaxSectors: p.limit, Window: p.cwnd, RTT: p.srtt,
+			Interface: c.links[p.link].Name, MAC: p.mac, MaxSectors: p.limit, Window: p.cwnd, RTT: p.srtt, Timeout: p.rto(),
 		}
 		switch {
 		case p.phase == pathUp:
