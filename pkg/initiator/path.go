@@ -9,7 +9,7 @@ import (
 const (
 	// maxPaths bounds what a flood of forged answers can make us remember.
 	maxPaths = 16
-	// rtoMin and rtoMax clamp the retransmission timeout, rtoFirst is used before the first measurement.
+	// rtoMin is the least time that a retransmission timeout has beyond a round trip, rtoMax the longest; rtoFirst is used before the first measurement.
 	rtoMin   = 20 * time.Millisecond
 	rtoMax   = 5 * time.Second
 	rtoFirst = 250 * time.Millisecond
@@ -74,9 +74,8 @@ type path struct {
 func (p *path) rto() time.Duration {
 	t := rtoFirst
 	if p.srtt > 0 {
-		t = p.srtt + 4*p.rttvar
+		t = p.srtt + max(4*p.rttvar, rtoMin) // a queue that is always full varies little, until it does
 	}
-	t = max(t, rtoMin)
 	for range p.backoff {
 		if t >= rtoMax {
 			break

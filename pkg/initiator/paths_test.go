@@ -278,13 +278,13 @@ func TestTimeouts(t *testing.T) {
 	for range 50 {
 		p.measure(100 * time.Microsecond)
 	}
-	if p.rto() != rtoMin {
+	if p.rto() != rtoMin+100*time.Microsecond {
 		t.Errorf("on a quick path %v", p.rto())
 	}
 	for range 50 {
 		p.measure(400 * time.Millisecond)
 	}
-	if p.rto() < 400*time.Millisecond || p.rto() > time.Second {
+	if p.rto() < p.srtt+rtoMin || p.srtt < 390*time.Millisecond || p.rto() > time.Second {
 		t.Errorf("on a slow path %v", p.rto())
 	}
 	p.backoff = 8
