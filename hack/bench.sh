@@ -5,7 +5,7 @@
 #   bench.sh native|vm   one of the two, judged alone and left in $CACHE/results/bench instead of docs/bench
 #
 #   BENCH_RUNS=3 BENCH_SECONDS=4   of each job in the VM
-#   BENCH_ONLY=ublk                in the VM only stacks with this in their name (a blank is written _)
+#   BENCH_ONLY=ublk                only stacks with this in their name (a blank is written _)
 set -euo pipefail
 source "$(dirname "$0")/lib/common.sh"
 cd "$ROOT"

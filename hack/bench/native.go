@@ -18,6 +18,7 @@ import (
 const (
 	repetitions = 3
 	nativeTime  = 2 * time.Second
+	nativeRamp  = 300 * time.Millisecond
 	lunBytes    = 64 << 20
 	// shapedRate is what each of two paths carries: far below what a processor can, so that the paths are the limit.
 	shapedRate = "500mbit"
@@ -27,16 +28,23 @@ const (
 type job struct {
 	name, rw, bs string
 	bytes, depth int
+	lossy        bool // also with loss
 }
 
 var jobs = []job{
-	{bench.Read4k, "randread", "4Ki", 4 << 10, 32},
-	{bench.Write4k, "randwrite", "4Ki", 4 << 10, 32},
-	{bench.Read8k, "randread", "8Ki", 8 << 10, 32},
-	{bench.Write8k, "randwrite", "8Ki", 8 << 10, 32},
-	{bench.Read4k1, "randread", "4Ki", 4 << 10, 1},
-	{bench.Read128k, "read", "128Ki", 128 << 10, 32},
-	{bench.Write128k, "write", "128Ki", 128 << 10, 32},
+	{bench.Read4k, "randread", "4Ki", 4 << 10, 32, true},
+	{bench.Write4k, "randwrite", "4Ki", 4 << 10, 32, true},
+	{bench.Read8k, "randread", "8Ki", 8 << 10, 32, false},
+	{bench.Write8k, "randwrite", "8Ki", 8 << 10, 32, false},
+	{bench.Read4k1, "randread", "4Ki", 4 << 10, 1, false},
+	{bench.Read128k, "read", "128Ki", 128 << 10, 32, true},
+	{bench.Write128k, "write", "128Ki", 128 << 10, 32, true},
+}
+
+// arguments are those of `aoe-csi bench`.
+func (j *job) arguments(addr, interfaces string, more ...string) []string {
+	return append([]string{"bench", addr, "--interface", interfaces, "--rw", j.rw, "--bs", j.bs, "--depth", strconv.Itoa(j.depth),
+		"--time", nativeTime.String(), "--ramp", nativeRamp.String(), "-o", "json"}, more...)
 }
 
 // frames are the sizes that a job's frames have on the wire, and the payload of a round trip; 128k goes in frames of 16 sectors.
@@ -75,17 +83,37 @@ func (r *rig) measureAll(out string) error {
 				{bench.Wire, r.wire},
 				{bench.Bare, func(j *job) (bench.Measurement, error) { return r.drive(j, r.target, "e7.1", "c0") }},
 				{bench.BareVblade, func(j *job) (bench.Measurement, error) { return r.drive(j, r.vblade, "e3.1", "c0") }},
+				{bench.Lossy, r.driveLossy},
 			} {
+				if s.name == bench.Lossy && !j.lossy {
+					continue
+				}
 				if err := r.book(out, run, s.name, j, s.measure); err != nil {
 					return err
 				}
 			}
 		}
 	}
+	for i := range jobs[:2] {
+		if err := r.book(out, 1, bench.Million, &jobs[i], r.driveMillion); err != nil {
+			return err
+		}
+	}
+	for run := 1; run <= repetitions; run++ {
+		if err := r.book(out, run, bench.Pulled, &jobs[0], r.drivePulled); err != nil {
+			return err
+		}
+	}
+	if err := r.book(out, 1, bench.Slowed, &jobs[len(jobs)-1], r.driveSlowed); err != nil {
+		return err
+	}
+	if err := r.book(out, 1, bench.Many, &job{name: bench.Idle}, r.many); err != nil {
+		return err
+	}
 	if err := r.shape(); err != nil {
 		return err
 	}
-	wide := &job{bench.Read128k, "read", "128Ki", 128 << 10, 32}
+	wide := &job{bench.Read128k, "read", "128Ki", 128 << 10, 32, false}
 	for run := 1; run <= repetitions; run++ {
 		if err := r.book(out, run, bench.OnePath, wide, func(j *job) (bench.Measurement, error) { return r.drive(j, r.target, "e7.1", "c0") }); err != nil {
 			return err
@@ -97,8 +125,11 @@ func (r *rig) measureAll(out string) error {
 	return nil
 }
 
-// book measures once, says so and writes it down.
+// book measures once, says so and writes it down. BENCH_ONLY leaves out other stacks.
 func (r *rig) book(out string, run int, stack string, j *job, measure func(*job) (bench.Measurement, error)) error {
+	if only := strings.ReplaceAll(os.Getenv("BENCH_ONLY"), "_", " "); !strings.Contains(stack, only) {
+		return nil
+	}
 	m, err := measure(j)
 	if err != nil {
 		return fmt.Errorf("%s, %s: %w", stack, j.name, err)
@@ -140,10 +171,8 @@ func (r *rig) wire(j *job) (m bench.Measurement, err error) {
 
 // drive measures `aoe-csi bench` against a server.
 func (r *rig) drive(j *job, server *process, addr, interfaces string) (m bench.Measurement, err error) {
-	const ramp = 300 * time.Millisecond
 	before, began := server.cpu(), time.Now()
-	text, err := r.run(r.client, r.binary, "bench", addr, "--interface", interfaces, "--rw", j.rw, "--bs", j.bs, "--depth", strconv.Itoa(j.depth),
-		"--time", nativeTime.String(), "--ramp", ramp.String(), "-o", "json")
+	text, err := r.run(r.client, r.binary, j.arguments(addr, interfaces)...)
 	if err != nil {
 		return m, err
 	}

@@ -50,11 +50,15 @@ func complete(tweak func(*Measurement)) []Measurement {
 	var runs []Measurement
 	for _, r := range rules {
 		for _, stack := range []string{r.mine, r.peer} {
-			if find(runs, r.where, stack, r.job) != nil {
+			if stack == "" || find(runs, r.where, stack, r.job) != nil {
 				continue
 			}
 			for range 3 {
 				m := Measurement{Where: r.where, Stack: stack, Job: r.job, IOPS: 100, MBps: 100, Mean: 100}
+				m.Timeout, m.Longest, m.PoolFrames, m.PoolCeiling = 20, 30, 64, 256
+				if r.job == Idle {
+					m.Scale = &Scale{Volumes: 256, Initiator: 100, AttachP99: 100}
+				}
 				if stack == UBLK || stack == KernelOurs || stack == TwoPaths {
 					m.IOPS, m.MBps = 200, 200
 				}
@@ -79,15 +83,24 @@ func TestReportJudges(t *testing.T) {
 	if len(missed) != 1 || !strings.Contains(missed[0], "latency at depth 1: 1.21, want at most 1.2") {
 		t.Errorf("a latency that is too long: %q", missed)
 	}
+	allocates := func(m *Measurement) {
+		if m.Stack == Million && m.Job == Read4k {
+			m.TargetAllocations = 0.0011
+		}
+	}
+	missed = NewReport(complete(allocates), nil, WhereVM, WhereNative).Missed()
+	if len(missed) != 1 || !strings.Contains(missed[0], "in the target, a million 4k reads: 0.0011, want at most 0.001") {
+		t.Errorf("a target that allocates: %q", missed)
+	}
 	var without []Measurement
 	for _, m := range complete(func(*Measurement) {}) {
-		if m.Stack != TwoPaths {
+		if m.Stack != TwoPaths && m.Stack != Many && m.Stack != Pulled {
 			without = append(without, m)
 		}
 	}
 	missed = NewReport(without, nil, WhereVM, WhereNative).Missed()
-	if len(missed) != 1 || !strings.Contains(missed[0], "two paths") {
-		t.Errorf("a row that was not measured: %q", missed)
+	if len(missed) != 6 || !strings.Contains(missed[0], "two paths") || !strings.Contains(missed[1], "pulled") {
+		t.Errorf("rows that were not measured: %q", missed)
 	}
 	if missed := NewReport(without, nil, WhereVM).Missed(); len(missed) != 0 {
 		t.Errorf("rows of a place that was left out: %q", missed)

@@ -3,9 +3,9 @@ package bench
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	mathrand "math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	"github.com/aoe-csi/aoe-csi/pkg/aoe"
@@ -14,12 +14,14 @@ import (
 
 // Load is what Drive does to a device.
 type Load struct {
-	Write  bool
+	Writes int  // of 100 requests
 	Random bool // places; else one request after the other
 	Bytes  int  // of a request, a multiple of 512
-	Depth  int  // requests outstanding
+	Depth  int  // requests outstanding, on each device
 	Ramp   time.Duration
 	Time   time.Duration // after Ramp
+	// Requests is how many more are done after Time, until there are so many in all; 0: none.
+	Requests uint64
 }
 
 // Driven is what came of it.
@@ -27,8 +29,14 @@ type Driven struct {
 	Requests uint64
 	Took     time.Duration
 	Latency  Histogram
-	// Retransmits, PoolWaits and PoolGrown are the device's in that time.
-	Retransmits, PoolWaits, PoolGrown uint64
+	// Retransmits, PoolWaits, PoolCapped and PoolGrown are the devices' in that time, PoolFrames and PoolCeiling those at its end.
+	Retransmits, PoolWaits, PoolCapped, PoolGrown uint64
+	PoolFrames, PoolCeiling                       int
+	// Allocations is how many objects this process allocated in that time.
+	Allocations uint64
+	// Longest is what the slowest request took, Timeout the longest after which a path sent a frame again,
+	// at the beginning or at the end.
+	Longest, Timeout time.Duration
 }
 
 // driver keeps requests outstanding; each is submitted again from its completion, on the shard's thread.
@@ -43,13 +51,14 @@ type driver struct {
 	out      int
 	count    bool
 	stop     bool
+	answered atomic.Uint64
 	done     chan struct{}
 	result   Driven
 	err      error
 }
 
-// Drive submits requests to a device, without a block layer, and measures them. Writes destroy what is on it.
-func Drive(ctx context.Context, dev *initiator.Device, load Load) (*Driven, error) {
+// newDriver readies the load for a device.
+func newDriver(dev *initiator.Device, load Load) (*driver, error) {
 	d := &driver{load: load, dev: dev, dice: mathrand.NewPCG(1, 2), done: make(chan struct{})}
 	sectors := uint64(load.Bytes / aoe.SectorSize)
 	if load.Bytes <= 0 || load.Bytes%aoe.SectorSize != 0 || load.Depth < 1 {
@@ -64,47 +73,11 @@ func Drive(ctx context.Context, dev *initiator.Device, load Load) (*Driven, erro
 		r := &d.requests[i]
 		r.Index, r.Sectors, r.Done = i, uint32(sectors), d
 		r.Data = make([]byte, load.Bytes)
-		if load.Write {
-			r.Op = initiator.OpWrite
+		if load.Writes > 0 {
 			rand.Read(r.Data) // never fails
 		}
 	}
-	return d.run(ctx)
-}
-
-// run begins, counts after the ramp, and waits for the end of what is outstanding.
-func (d *driver) run(ctx context.Context) (*Driven, error) {
-	shard := d.dev.Shard()
-	do := func(fn func()) error { return shard.Do(context.WithoutCancel(ctx), fn) }
-	if err := do(func() {
-		for i := range d.requests {
-			d.out++
-			d.submit(&d.requests[i])
-		}
-	}); err != nil {
-		return nil, err
-	}
-	pause(ctx, d.load.Ramp)
-	before := d.dev.Stats()
-	begin := time.Now()
-	if err := do(func() { d.count = true }); err != nil {
-		return nil, err
-	}
-	pause(ctx, d.load.Time)
-	if err := do(func() { d.count, d.stop = false, true }); err != nil {
-		return nil, err
-	}
-	d.result.Took = time.Since(begin)
-	after := d.dev.Stats()
-	select {
-	case <-d.done:
-	case <-time.After(time.Minute):
-		return nil, errors.New("requests are not answered")
-	}
-	d.result.Retransmits = after.Retransmits - before.Retransmits
-	d.result.PoolWaits, d.result.PoolGrown = after.PoolWaits-before.PoolWaits, after.PoolGrown-before.PoolGrown
-	d.result.Requests = d.result.Latency.Count()
-	return &d.result, errors.Join(d.err, ctx.Err())
+	return d, nil
 }
 
 func pause(ctx context.Context, t time.Duration) {
@@ -121,6 +94,12 @@ func (d *driver) submit(r *initiator.Request) {
 		r.LBA = d.next
 		d.next = (d.next + uint64(r.Sectors)) % d.sectors
 	}
+	switch {
+	case d.load.Writes == 100, d.load.Writes > 0 && d.dice.Uint64()%100 < uint64(d.load.Writes):
+		r.Op = initiator.OpWrite
+	default:
+		r.Op = initiator.OpRead
+	}
 	d.since[r.Index] = time.Now()
 	d.dev.Submit(r)
 }
@@ -128,7 +107,10 @@ func (d *driver) submit(r *initiator.Request) {
 // Complete implements initiator.Completer.
 func (d *driver) Complete(r *initiator.Request) {
 	if d.count {
-		d.result.Latency.Add(time.Since(d.since[r.Index]))
+		took := time.Since(d.since[r.Index])
+		d.result.Latency.Add(took)
+		d.result.Longest = max(d.result.Longest, took)
+		d.answered.Add(1)
 	}
 	if r.Err != nil && d.err == nil {
 		d.err = fmt.Errorf("request at sector %d: %w", r.LBA, r.Err)

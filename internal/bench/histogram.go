@@ -46,6 +46,15 @@ func middle(bucket int) time.Duration {
 	return time.Duration(low + 1<<shift/2)
 }
 
+// Merge adds all that another has.
+func (h *Histogram) Merge(other *Histogram) {
+	for i, c := range other.counts {
+		h.counts[i] += c
+	}
+	h.n += other.n
+	h.sum += other.sum
+}
+
 // Count is how many were added.
 func (h *Histogram) Count() uint64 { return h.n }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -25,10 +26,38 @@ type Measurement struct {
 	// CPU seconds per 10⁹ bytes of payload: of both ends and, in a VM, of all there is in it.
 	CPU float64 `json:"cpuSecondsPerGB,omitempty"`
 	// What the initiator's transmit pool did meanwhile, where it was asked.
-	PoolWaits uint64 `json:"poolWaits,omitempty"`
-	PoolGrown uint64 `json:"poolGrown,omitempty"`
+	PoolFrames  int    `json:"poolFrames,omitempty"`
+	PoolCeiling int    `json:"poolCeiling,omitempty"`
+	PoolGrown   uint64 `json:"poolGrown,omitempty"`
+	PoolCapped  uint64 `json:"poolCeilingHits,omitempty"`
+	PoolWaits   uint64 `json:"poolWaits,omitempty"`
 	// Retransmits of the initiator.
 	Retransmits uint64 `json:"retransmits,omitempty"`
+	// Requests is how many were measured.
+	Requests uint64 `json:"requests,omitempty"`
+	// Objects on Go's heap allocated for each request, by both processes.
+	InitiatorAllocations float64 `json:"initiatorAllocationsPerIO"`
+	TargetAllocations    float64 `json:"targetAllocationsPerIO"`
+	// Longest is what the slowest request took, Timeout after what time a path sent a frame again.
+	Longest float64 `json:"longestMicroseconds,omitempty"`
+	Timeout float64 `json:"timeoutMicroseconds,omitempty"`
+	Scale   *Scale  `json:"scale,omitempty"`
+}
+
+// Scale is what many volumes on one node cost.
+type Scale struct {
+	Volumes int `json:"volumes"`
+	// Attach times in milliseconds, of one volume after the other.
+	AttachP50 float64 `json:"attachP50Milliseconds"`
+	AttachP99 float64 `json:"attachP99Milliseconds"`
+	// Resident memory in MiB: of the initiator's process without a volume and with all, and of the targets'.
+	InitiatorEmpty float64 `json:"initiatorEmptyMiB"`
+	Initiator      float64 `json:"initiatorMiB"`
+	Target         float64 `json:"targetMiB,omitempty"`
+	// CPU seconds used in an idle second, and when that was measured.
+	IdleInitiator    float64 `json:"idleInitiatorCPU"`
+	IdleTarget       float64 `json:"idleTargetCPU,omitempty"`
+	IdleFrom, IdleTo time.Time
 }
 
 // Microseconds is a duration as Measurement has it.
@@ -41,6 +70,22 @@ func OwnCPU() time.Duration {
 		return 0
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// ResidentMiB is how much memory a process has.
+func ResidentMiB(pid int) (float64, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(b)) {
+		var kB float64
+		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+			_, err := fmt.Sscan(rest, &kB)
+			return kB / 1024, err
+		}
+	}
+	return 0, fmt.Errorf("process %d has no memory", pid)
 }
 
 // Read reads measurements from a file of JSON, one after the other.
@@ -97,9 +142,17 @@ func Median(all []Measurement) []Measurement {
 			IOPS: of(func(m *Measurement) float64 { return m.IOPS }), MBps: of(func(m *Measurement) float64 { return m.MBps }),
 			Mean: of(func(m *Measurement) float64 { return m.Mean }), P50: of(func(m *Measurement) float64 { return m.P50 }),
 			P99: of(func(m *Measurement) float64 { return m.P99 }), CPU: of(func(m *Measurement) float64 { return m.CPU }),
-			PoolWaits:   uint64(of(func(m *Measurement) float64 { return float64(m.PoolWaits) })),
-			PoolGrown:   uint64(of(func(m *Measurement) float64 { return float64(m.PoolGrown) })),
-			Retransmits: uint64(of(func(m *Measurement) float64 { return float64(m.Retransmits) })),
+			PoolFrames:           int(of(func(m *Measurement) float64 { return float64(m.PoolFrames) })),
+			PoolCeiling:          int(of(func(m *Measurement) float64 { return float64(m.PoolCeiling) })),
+			PoolGrown:            uint64(of(func(m *Measurement) float64 { return float64(m.PoolGrown) })),
+			PoolCapped:           uint64(of(func(m *Measurement) float64 { return float64(m.PoolCapped) })),
+			PoolWaits:            uint64(of(func(m *Measurement) float64 { return float64(m.PoolWaits) })),
+			Retransmits:          uint64(of(func(m *Measurement) float64 { return float64(m.Retransmits) })),
+			Requests:             uint64(of(func(m *Measurement) float64 { return float64(m.Requests) })),
+			InitiatorAllocations: of(func(m *Measurement) float64 { return m.InitiatorAllocations }),
+			TargetAllocations:    of(func(m *Measurement) float64 { return m.TargetAllocations }),
+			Longest:              of(func(m *Measurement) float64 { return m.Longest }),
+			Timeout:              of(func(m *Measurement) float64 { return m.Timeout }), Scale: m.Scale,
 		})
 	}
 	return medians

@@ -13,6 +13,11 @@ const (
 	BareVblade  = "aoe-csi bench + vblade" // the same client, vblade
 	OnePath     = "aoe-csi bench, one path"
 	TwoPaths    = "aoe-csi bench, two paths"
+	Lossy       = "aoe-csi bench, 1 % loss" // of the frames in each direction
+	Million     = "aoe-csi bench, a million"
+	Slowed      = "aoe-csi bench, slow path" // that keeps each frame for long
+	Pulled      = "aoe-csi bench, path pulled"
+	Many        = "aoe-csi bench, 256 volumes"
 	WhereVM     = "vm"
 	WhereNative = "native"
 )
@@ -26,6 +31,7 @@ const (
 	Read4k1   = "4k randread qd1"
 	Read8k    = "8k randread qd32"
 	Write8k   = "8k randwrite qd32"
+	Idle      = "idle"
 )
 
 // A rule is one thing that a run has to show.
@@ -38,9 +44,46 @@ type rule struct {
 	most       float64 // instead of least
 }
 
+// A rule without a peer bounds the figure itself.
+func (r *rule) absolute() bool { return r.peer == "" }
+
 func iops(m *Measurement) float64 { return m.IOPS }
 func mbps(m *Measurement) float64 { return m.MBps }
 func mean(m *Measurement) float64 { return m.Mean }
+
+func initiatorAllocations(m *Measurement) float64 { return m.InitiatorAllocations }
+func targetAllocations(m *Measurement) float64    { return m.TargetAllocations }
+
+// What a volume may cost: 4 MiB beside 32 of the process, and no processor while nothing is done with it.
+const (
+	budgetProcess, budgetVolume = 32, 4
+	idleMost                    = 0.02
+)
+
+// timeouts is the slowest request in retransmission timeouts.
+func timeouts(m *Measurement) float64 {
+	if m.Timeout == 0 {
+		return -1
+	}
+	return m.Longest / m.Timeout
+}
+
+// poolUse is how much of what it may have the transmit pool has.
+func poolUse(m *Measurement) float64 {
+	if m.PoolCeiling == 0 {
+		return -1
+	}
+	return float64(m.PoolFrames) / float64(m.PoolCeiling)
+}
+
+func scaled(figure func(*Scale) float64) func(*Measurement) float64 {
+	return func(m *Measurement) float64 {
+		if m.Scale == nil {
+			return -1
+		}
+		return figure(m.Scale)
+	}
+}
 
 // rules are what a run of `make bench` must show; those without a bound are reported only.
 var rules = []rule{
@@ -66,6 +109,21 @@ var rules = []rule{
 	{"initiator + target : bare ping-pong, 8k reads", WhereNative, Read8k, Bare, Wire, iops, 0.7, 0.9, 0},
 	{"initiator + target : bare ping-pong, 8k writes", WhereNative, Write8k, Bare, Wire, iops, 0.7, 0.9, 0},
 	{"two paths : one path, both shaped, 128k reads", WhereNative, Read128k, TwoPaths, OnePath, mbps, 1.8, 0, 0},
+	{"1 % loss : none, 4k random read", WhereNative, Read4k, Lossy, Bare, iops, 0.85, 0, 0},
+	{"1 % loss : none, 4k random write", WhereNative, Write4k, Lossy, Bare, iops, 0.85, 0, 0},
+	{"1 % loss : none, 128k read", WhereNative, Read128k, Lossy, Bare, mbps, 0.85, 0, 0},
+	{"1 % loss : none, 128k write", WhereNative, Write128k, Lossy, Bare, mbps, 0.85, 0, 0},
+	{"allocations per I/O in the initiator, a million 4k reads", WhereNative, Read4k, Million, "", initiatorAllocations, 0, 0, 0.001},
+	{"allocations per I/O in the initiator, a million 4k writes", WhereNative, Write4k, Million, "", initiatorAllocations, 0, 0, 0.001},
+	{"allocations per I/O in the target, a million 4k reads", WhereNative, Read4k, Million, "", targetAllocations, 0, 0, 0.001},
+	{"allocations per I/O in the target, a million 4k writes", WhereNative, Write4k, Million, "", targetAllocations, 0, 0, 0.001},
+	{"one of two paths pulled: slowest 4k read in retransmission timeouts", WhereNative, Read4k, Pulled, "", timeouts, 0, 0, 2},
+	{"each frame kept for 50 ms: pool frames : ceiling, 128k write", WhereNative, Write128k, Slowed, "", poolUse, 0, 0, 1},
+	{"256 volumes: memory of the initiator : budget", WhereNative, Idle, Many, "",
+		scaled(func(s *Scale) float64 { return s.Initiator / (budgetProcess + budgetVolume*float64(s.Volumes)) }), 0, 0, 1},
+	{"256 volumes: attach p99, ms", WhereNative, Idle, Many, "", scaled(func(s *Scale) float64 { return s.AttachP99 }), 0, 0, 250},
+	{"256 volumes: idle CPU of the initiator, part of one", WhereNative, Idle, Many, "", scaled(func(s *Scale) float64 { return s.IdleInitiator }), 0, 0, idleMost},
+	{"256 volumes: idle CPU of the targets, part of one", WhereNative, Idle, Many, "", scaled(func(s *Scale) float64 { return s.IdleTarget }), 0, 0, idleMost},
 	{"our target : vblade, our initiator, 4k reads", WhereNative, Read4k, Bare, BareVblade, iops, 0, 0, 0},
 	{"our target : vblade, our initiator, 4k writes", WhereNative, Write4k, Bare, BareVblade, iops, 0, 0, 0},
 }
@@ -95,6 +153,15 @@ func Ratios(medians []Measurement, places ...string) (names []string, ratios map
 		mine, peer := find(medians, r.where, r.mine, r.job), find(medians, r.where, r.peer, r.job)
 		if mine != nil && peer != nil && r.figure(peer) > 0 && r.figure(mine) > 0 {
 			out.Value = r.figure(mine) / r.figure(peer)
+		}
+		if r.absolute() {
+			if mine != nil {
+				out.Value = r.figure(mine)
+			}
+			out.OK = mine != nil && out.Value >= 0 && out.Value <= r.most
+			names = append(names, r.key)
+			ratios[r.key] = out
+			continue
 		}
 		out.OK = (r.least == 0 && r.most == 0) || out.Value > 0 && out.Value >= r.least && (r.most == 0 || out.Value <= r.most)
 		names = append(names, r.key)

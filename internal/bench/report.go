@@ -32,10 +32,18 @@ func (r *Report) Missed() []string {
 	var missed []string
 	for _, name := range r.rowNames {
 		if k := r.Ratios[name]; !k.OK {
-			missed = append(missed, fmt.Sprintf("%s: %.2f, want %s", name, k.Value, k.bound()))
+			missed = append(missed, fmt.Sprintf("%s: %s, want %s", name, k.value(), k.bound()))
 		}
 	}
 	return missed
+}
+
+// value has two digits behind the point, or, of what is smaller, two that count.
+func (k Ratio) value() string {
+	if k.Value > 0 && k.Value < 0.1 {
+		return fmt.Sprintf("%.2g", k.Value)
+	}
+	return fmt.Sprintf("%.2f", k.Value)
 }
 
 func (k Ratio) bound() string {
@@ -90,7 +98,7 @@ func (r *Report) Table() string {
 		default:
 			verdict = "**missed**"
 		}
-		fmt.Fprintf(&b, "| %s | %.2f | %s | %s |\n", name, k.Value, k.bound(), verdict)
+		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", name, k.value(), k.bound(), verdict)
 	}
 	return b.String()
 }
