@@ -182,14 +182,19 @@ func (a *attachment) detachUnserved(ctx context.Context, force bool, limit time.
 		return fmt.Errorf("%w: %s is being taken over from an earlier initiator; it is given up in %v", ErrPending,
 			a.opts.VolumeID, time.Until(limit).Round(time.Second))
 	}
+	return a.removeUnserved(ctx, fmt.Sprintf("the device was removed before an initiator had taken it over: I/O that %s had not answered was failed", a.opts.Target))
+}
+
+// removeUnserved removes the device of an earlier process, which nobody will take over, and says why; what the kernel waits for fails.
+func (a *attachment) removeUnserved(ctx context.Context, why string) error {
 	a.mu.Lock()
 	front, state := a.front, a.rec.Device
 	a.mu.Unlock()
 	if err := front.Remove(ctx, state); err != nil {
 		return err
 	}
-	a.m.givenUp.set(a.opts.VolumeID, fmt.Sprintf("the device was removed before an initiator had taken it over: I/O that %s had not answered was failed", a.opts.Target))
-	klog.InfoS("Removed a device that nobody served", "volume", a.opts.VolumeID, "device", state.Number, "force", force)
+	a.m.givenUp.set(a.opts.VolumeID, why)
+	klog.InfoS("Removed a device that nobody served", "volume", a.opts.VolumeID, "device", state.Number, "reason", why)
 	a.setStage(removed, "")
 	return a.takeDown(ctx)
 }

@@ -11,6 +11,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/aoe-csi/aoe-csi/pkg/blockdev"
+	"github.com/aoe-csi/aoe-csi/pkg/initiator"
 )
 
 const (
@@ -126,7 +127,11 @@ func (a *attachment) takeOver(ctx context.Context) error {
 		return a.takeDown(ctx)
 	}
 	if a.target() == nil {
-		if err := a.open(ctx, takeoverTimeout, true); err != nil {
+		err := a.open(ctx, takeoverTimeout, true)
+		if errors.Is(err, initiator.ErrFenced) {
+			return a.removeUnserved(ctx, fmt.Sprintf("I/O that %s had not answered was failed: %v", a.opts.Target, err))
+		}
+		if err != nil {
 			return err
 		}
 		condition := a.target().State()

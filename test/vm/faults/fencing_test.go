@@ -55,6 +55,12 @@ func TestFencing(t *testing.T) {
 // TestReadmitted: a node is cut off in the middle of a write, taken off, and let in again after another one has used the volume. What it had left changes nothing;
 // it can use the volume again when it has attached it anew.
 func TestReadmitted(t *testing.T) {
+	t.Run("alive", func(t *testing.T) { readmitted(t, false) })
+	t.Run("killed", func(t *testing.T) { readmitted(t, true) })
+}
+
+// readmitted has the node's initiator killed meanwhile, or not.
+func readmitted(t *testing.T, killed bool) {
 	l := lab.New(t)
 	target, a, b := l.Host("t").Target(7), l.Host("a").Initiator(), l.Host("b").Initiator()
 	gen := createManaged(t, target, "e7.4", "64Mi")
@@ -72,6 +78,9 @@ func TestReadmitted(t *testing.T) {
 		}
 		return nil
 	})
+	if killed {
+		a.Kill()
+	}
 	target.MustLun("expel", "e7.4", "--node", "a")
 	target.MustLun("admit", "e7.4", "--node", "b", "--mac", b.MAC)
 	writeAll(t, b.Attach("e7.4", "--generation", gen), 0xbb)
@@ -79,12 +88,17 @@ func TestReadmitted(t *testing.T) {
 	target.MustLun("expel", "e7.4", "--node", "b")
 	target.MustLun("admit", "e7.4", "--node", "a", "--mac", a.MAC)
 	a.Plug()
+	if killed {
+		a.StartAgain() // it takes the device over only to fail what is left
+	}
 	if out, err := left.Wait(2 * time.Minute); err == nil {
 		t.Errorf("what was left was written:\n%s", out)
 	}
 	checkAll(t, file, 0xbb)
-	if out, err := a.CLI(time.Minute, "attach", "e7.4", "--generation", gen); err == nil || !strings.Contains(out, "admitted anew") {
-		t.Errorf("attached as before: %v\n%s", err, out)
+	if !killed { // then the device is there, and may be mounted
+		if out, err := a.CLI(time.Minute, "attach", "e7.4", "--generation", gen); err == nil || !strings.Contains(out, "admitted anew") {
+			t.Errorf("attached as before: %v\n%s", err, out)
+		}
 	}
 	a.Detach("e7.4")
 	checkAll(t, file, 0xbb)
