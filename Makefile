@@ -4,7 +4,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo v0.0
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin:/usr/local/go/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help bench build image demo generate manifests check lint test sim sim-bugs fuzz test-unit test-race test-net test-fencing test-flood \
+.PHONY: help bench bench-full build image demo generate manifests check lint test sim sim-bugs fuzz test-unit test-race test-net test-fencing test-flood \
 	test-sanity test-interop test-static test-faults test-powercut test-recovery test-cluster cluster-up cluster-down vm-shell deps third-party clean
 
 help: ## this list
@@ -95,6 +95,9 @@ test-cluster: ## the chart in a real Kubernetes (root)
 ##@ Measure
 bench: ## as fast as the wire? against vblade, NBD and NVMe/TCP; writes docs/bench (root, a quiet machine, 15 min)
 	hack/bench.sh
+
+bench-full: ## how cost grows with depth, volumes, frame size and loss; writes docs/bench/full.* (root, a quiet machine, 12 min)
+	hack/bench.sh full
 
 ##@ Prepare
 deps: ## Debian packages (root)

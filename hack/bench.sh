@@ -2,6 +2,7 @@
 # Measures aoe-csi against what a user would pick instead, judges the figures, and writes docs/bench. Leave the machine
 # alone meanwhile: about 15 minutes.
 #   bench.sh             over veth on this machine, then in a VM
+#   bench.sh full        how cost grows with depth, volumes, frame size and loss, over veth, about 12 minutes
 #   bench.sh native|vm   one of the two, judged alone and left in $CACHE/results/bench instead of docs/bench
 #
 #   BENCH_RUNS=3 BENCH_SECONDS=4   of each job in the VM
@@ -47,6 +48,10 @@ case ${1:-all} in
     "$1"
     versions
     "$BIN/bench" report "$RESULTS" "$RESULTS/$1.json" ;;
+  full)
+    versions
+    go build -o "$BIN/aoe-csi" ./cmd/aoe-csi
+    "$BIN/bench" full "$BIN/aoe-csi" docs/bench ;;
   all)
     native
     vm
