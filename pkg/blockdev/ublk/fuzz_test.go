@@ -3,10 +3,9 @@ package ublk
 import (
 	"encoding/binary"
 	"math"
+	"sync/atomic"
 	"testing"
 	"unsafe"
-
-	"sync/atomic"
 
 	"github.com/aoe-csi/aoe-csi/pkg/blockdev"
 )
