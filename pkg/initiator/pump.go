@@ -251,7 +251,7 @@ func (c *Core) timeout(e *entry) {
 	p := e.path
 	if e.slow() {
 		c.prove(p) // the disk may be busy; whether the path is alive is another question
-	} else if c.deadEnd(p, e.sentAt) {
+	} else if c.deadEnd(p, e.rto) {
 		c.verify(p, true)
 		return
 	} else if p.shrink(c.now, e.sentAt) {
@@ -265,14 +265,11 @@ func (c *Core) timeout(e *entry) {
 	c.resend(e)
 }
 
-// deadEnd says whether a path is to blame for a silence since a time: the target has answered over another one meanwhile. What is
-// outstanding should not wait there for more timeouts.
-func (c *Core) deadEnd(p *path, since time.Duration) bool {
-	if p.heard > since {
-		return false
-	}
+// deadEnd says whether a path is to blame for a timeout: it has been silent for about as long, and the target has answered over
+// another one meanwhile. What is outstanding should not wait there for more timeouts.
+func (c *Core) deadEnd(p *path, timeout time.Duration) bool {
 	for i := range c.paths {
-		if q := &c.paths[i]; q.used && q != p && q.phase == pathUp && q.heard > since {
+		if q := &c.paths[i]; q.used && q != p && q.phase == pathUp && q.heard-p.heard > timeout/2 {
 			return true
 		}
 	}
