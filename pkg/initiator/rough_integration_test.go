@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// tc runs the command of that name.
-func tc(t *testing.T, args string) {
+// shape runs tc.
+func shape(t *testing.T, args string) {
 	t.Helper()
 	if out, err := exec.Command("tc", strings.Fields(args)...).CombinedOutput(); err != nil {
 		t.Fatalf("tc %s: %v\n%s", args, err, out)
@@ -27,7 +27,7 @@ func lose(t *testing.T, percent uint64, ifnames ...string) (end func()) {
 	// ld #random; jge #part, ok, shoot; ok: ret 0; shoot: ret 2
 	part := min(percent<<32/100, 1<<32-1)
 	for _, name := range ifnames {
-		tc(t, "qdisc add dev "+name+" clsact")
+		shape(t, "qdisc add dev "+name+" clsact")
 		out, err := exec.Command("tc", "filter", "add", "dev", name, "ingress", "bpf", "da", "bytecode",
 			fmt.Sprintf("4,32 0 0 4294963256,53 0 1 %d,6 0 0 0,6 0 0 2", part)).CombinedOutput()
 		if err != nil {
@@ -36,7 +36,7 @@ func lose(t *testing.T, percent uint64, ifnames ...string) (end func()) {
 	}
 	return func() {
 		for _, name := range ifnames {
-			tc(t, "qdisc del dev "+name+" clsact")
+			shape(t, "qdisc del dev "+name+" clsact")
 		}
 	}
 }
@@ -150,22 +150,28 @@ func TestPulledPath(t *testing.T) {
 	}
 }
 
-// TestFullQueue: the interface keeps what it is given for 50 ms. What is outstanding is bounded by the window, which a smaller pool bounds;
-// nothing fails, grows or is sent again for nothing. That a link which lets go of frames late makes the pool grow up to its ceiling
+// TestFullQueue: interfaces keep what they are given for 50 ms. What is outstanding is bounded by the window, which a smaller pool bounds, and
+// over two paths by the pool's ceiling, where requests wait; nothing fails or is sent again for nothing. That a link which lets go of frames late makes the pool grow up to its ceiling
 // is TestPoolCeiling's matter: this one copies.
 func TestFullQueue(t *testing.T) {
-	for _, poolMax := range []int{DefaultPoolMax, 16} {
-		t.Run(fmt.Sprint(poolMax), func(t *testing.T) {
-			ours, theirs := cable(t, "fq", 9000)
-			newShelf(t, []string{theirs}, ours)
-			// At this rate it takes 50 ms to send 64 frames of 8.7 kB, 12.5 to send 16.
-			tc(t, "qdisc add dev "+ours+" root tbf rate 89mbit burst 18k limit 64m")
+	for _, tc := range []struct{ paths, poolMax, outstanding int }{{1, DefaultPoolMax, 64}, {1, 16, 16}, {2, 64, 64}} {
+		t.Run(fmt.Sprintf("%d paths, %d frames", tc.paths, tc.poolMax), func(t *testing.T) {
+			var ours, theirs []string
+			for i := range tc.paths {
+				o, th := cable(t, fmt.Sprint("fq", i), 9000)
+				ours, theirs = append(ours, o), append(theirs, th)
+			}
+			newShelf(t, theirs, ours...)
+			for _, name := range ours { // at this rate it takes 50 ms to send 64 frames of 8.7 kB
+				shape(t, "qdisc add dev "+name+" root tbf rate 89mbit burst 18k limit 64m")
+			}
 			cfg := testDevice()
-			cfg.PoolMax = poolMax
-			d, err := packetShard(t, "", ours).Attach(within(t, 10*time.Second), cfg)
+			cfg.PoolMax = tc.poolMax
+			d, err := packetShard(t, "", ours...).Attach(within(t, 10*time.Second), cfg)
 			if err != nil {
 				t.Fatal(err)
 			}
+			eventually(t, "all paths are known", func() bool { return len(d.Paths()) == tc.paths })
 			s := writeStreams(t, d, 400)
 			eventually(t, "the path's timeout follows the queue", func() bool { return d.Stats().Writes >= 100 })
 			before, begin := d.Stats(), time.Now()
@@ -176,10 +182,10 @@ func TestFullQueue(t *testing.T) {
 			stats, path := d.Stats(), d.Paths()[0]
 			t.Logf("%.1f MB/s, round trip %v, window %d; pool %d of %d frames, grown %d, at its ceiling %d times; %d frames sent, %d of them again",
 				float64(stats.WriteBytes-before.WriteBytes)/1e6/time.Since(begin).Seconds(), path.RTT, path.Window, stats.PoolFrames, stats.PoolCeiling, stats.PoolGrown, stats.PoolCapped, stats.FramesSent-before.FramesSent, stats.Retransmits-before.Retransmits)
-			if stats.PoolFrames > min(64, poolMax) || stats.PoolGrown != 0 || stats.PoolCapped != 0 || path.Window > poolMax {
+			if stats.PoolFrames != tc.outstanding || stats.PoolGrown != 0 || (stats.PoolCapped > 0) != (tc.paths > 1) || path.Window > tc.poolMax {
 				t.Errorf("stats %+v", stats)
 			}
-			if want := time.Duration(min(64, poolMax)) * 8740 * 8 * time.Second / 89e6; path.RTT < want/2 {
+			if want := time.Duration(tc.outstanding/tc.paths) * 8740 * 8 * time.Second / 89e6; path.RTT < want/2 {
 				t.Errorf("round trip %v, want about %v: the queue is not full", path.RTT, want)
 			}
 			if again, sent := stats.Retransmits-before.Retransmits, stats.FramesSent-before.FramesSent; again*10 > sent { // a machine that stands still for 20 ms costs a window of them
