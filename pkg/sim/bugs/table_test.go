@@ -14,7 +14,8 @@ var bugs = []struct {
 	}}},
 	{"pool past its ceiling", []edit{{"initiator/identify.go", "Max: c.cfg.PoolMax, Reserve: window", "Max: 2 * c.cfg.PoolMax, Reserve: window"}}},
 	{"new tag on retransmission", []edit{{
-		"initiator/pump.go", "	e.sends++\n	c.stats.Retransmits++\n	c.transmit(e)", "	e.path.inflight--\n	c.giveUp(e)",
+		"initiator/pump.go", "	e.sends++\n	e.path.order.remove(e) // behind those sent meanwhile\n	e.path.order.add(e)\n	c.stats.Retransmits++\n	c.transmit(e)",
+		"	e.path.discount(e)\n	c.giveUp(e)",
 	}}},
 	{"no retransmission", []edit{{"initiator/pump.go", "	c.stats.Retransmits++\n	c.transmit(e)", "	c.stats.Retransmits++\n	e.due = never"}}},
 	{"no hold-back", []edit{{"initiator/holdback.go", "if !r.modifies() || c.session.state == sessionOpen {", "if true {"}}},
