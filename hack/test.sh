@@ -34,7 +34,7 @@ figures() {
   go test -json "$@" 2>&1 | tee "$RESULTS/$name.json" | "$BIN/testsum" -v -count "$RESULTS/$name.count" | grep -vE '^ *[IWE][0-9]{4} |^=== '
 }
 
-# static_suite: issue by issue what pools of LUNs that are there already have to show.
+# static_suite: point by point what pools of LUNs that are there already have to show.
 static_suite() {
   local status=0 part passed=0 failed=0 p f
   say "in namespaces: real vblades, restarts at every point, aoetools, 2,000 simulated targets"
