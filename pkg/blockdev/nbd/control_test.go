@@ -265,12 +265,12 @@ func TestHungCall(t *testing.T) {
 func TestSettle(t *testing.T) {
 	for _, recovering := range []bool{false, true} {
 		f := New()
-		f.sys = fakeSysfs(t, map[string]map[string]string{"nbd3": {"queue/io_timeout": "as it was", "queue/max_sectors_kb": "as it was"}})
+		f.sys = fakeSysfs(t, map[string]map[string]string{"nbd3": {"queue/io_timeout": "as it was", "queue/max_sectors_kb": "as it was", "queue/rotational": "as it was"}})
 		d := &device{f: f, recover: recovering, state: blockdev.State{Number: 3, Params: blockdev.Params{ReplayAfter: 5 * time.Second}}}
 		if err := d.settle(); err != nil {
 			t.Fatal(err)
 		}
-		for attribute, value := range map[string]string{"io_timeout": "5000", "max_sectors_kb": "256"} {
+		for attribute, value := range map[string]string{"io_timeout": "5000", "max_sectors_kb": "256", "rotational": "0"} {
 			if recovering {
 				value = "as it was"
 			}

@@ -204,11 +204,19 @@ func (d *device) settle() error {
 	}
 	number := d.state.Number
 	timeout := strconv.FormatInt(d.state.Params.ReplayAfter.Milliseconds(), 10)
+	// CONNECT sets this one and never takes it back: the number's last user may have had a disk that turns (Linux 6.12).
+	rotational := "0"
+	if d.state.Params.Rotational {
+		rotational = "1"
+	}
 	return d.f.control.Run(fmt.Sprintf("set up the queue of nbd%d", number), func() error {
 		if err := d.f.sys.write(number, timeout, "queue", "io_timeout"); err != nil {
 			return err
 		}
-		return d.f.sys.write(number, strconv.Itoa(maxRequestKiB), "queue", "max_sectors_kb")
+		if err := d.f.sys.write(number, strconv.Itoa(maxRequestKiB), "queue", "max_sectors_kb"); err != nil {
+			return err
+		}
+		return d.f.sys.write(number, rotational, "queue", "rotational")
 	}, nil)
 }
 
