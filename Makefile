@@ -44,7 +44,7 @@ lint: ## golangci-lint only
 	hack/binaries.sh build golangci-lint
 	"$$(hack/binaries.sh path)/golangci-lint" run --allow-parallel-runners --timeout 20m ./...
 
-test: ## all levels, one after the other (root; 35 min when built, 75 from nothing)
+test: ## all levels, one after the other (root; 35 to 40 min when built)
 	@hack/test.sh
 
 test-unit: ## unit tests and simulations (under a minute)
