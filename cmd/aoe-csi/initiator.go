@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
 	"github.com/aoe-csi/aoe-csi/internal/heap"
@@ -161,7 +160,7 @@ func newShards(opt initiatorOptions) ([]*initiator.Shard, error) {
 	var shards []*initiator.Shard
 	for i := range opt.shards {
 		shard, err := initiator.NewShard(initiator.ShardConfig{
-			Index: uint8(i), Interfaces: opt.interfaces, RunDir: runDir, Begin: func() { becomeRealtime(unix.SCHED_FLAG_RESET_ON_FORK) },
+			Index: uint8(i), Interfaces: opt.interfaces, RunDir: runDir, Begin: func() { becomeRealtime() },
 		})
 		if err != nil {
 			return nil, errors.Join(err, closeShards(shards))

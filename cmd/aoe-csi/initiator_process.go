@@ -51,19 +51,6 @@ func prepareMemory(shards int) {
 	runtime.GOMAXPROCS(max(2, shards+1))
 }
 
-// becomeRealtime gives the calling thread the lowest real-time priority; flags are sched_setattr(2)'s.
-//
-// When memory is gone, whoever wants some searches, on every processor, for pages to give up, while all that could be given up is
-// dirty and waits for this thread to send or to store it. Real time lets it run before them. It also lets the kernel take for it what it
-// denies to others: half of the reserve below the mark "min" (gfp_to_alloc_flags in mm/page_alloc.c, ALLOC_MIN_RESERVE). The
-// kernel's limit for real time (sched_rt_runtime_us, 95 %) keeps a busy thread from shutting everybody else out.
-func becomeRealtime(flags uint64) {
-	attributes := unix.SchedAttr{Policy: unix.SCHED_RR, Flags: flags, Priority: 1}
-	if err := unix.SchedSetAttr(0, &attributes, 0); err != nil {
-		klog.InfoS("No real-time priority: when memory is short, volumes of this host can make it run out (needs CAP_SYS_NICE)", "err", err)
-	}
-}
-
 // initiatorInterfaces checks named interfaces, or finds the network cards that are up.
 func initiatorInterfaces(names []string) ([]string, error) {
 	for _, name := range names {

@@ -116,16 +116,14 @@ func runTarget(ctx context.Context, opt targetOptions) (err error) {
 // keepInMemory readies the process for a host that uses its own volumes: what frees memory there may have to go through
 // this process first.
 func keepInMemory() {
-	if !isFlusher() { // what is set before becomeFlusher is every thread's after it
-		becomeRealtime(0)
-	}
-	becomeFlusher()
+	becomeFlusher() // may start the process anew
 	if err := unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT); err != nil {
 		klog.InfoS("Memory is not locked: the target may wait for its own pages to be read (needs CAP_IPC_LOCK)", "err", err)
 	}
 	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0); err != nil {
 		klog.InfoS("The target can be killed when memory runs out (needs CAP_SYS_RESOURCE)", "err", err)
 	}
+	realtimeWhenShort()
 }
 
 // number is the shelf's, nil for the one that the directory has.

@@ -4,7 +4,6 @@ package lab
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -79,17 +78,30 @@ func (l *Lab) Run(name string, args ...string) string {
 	return out
 }
 
-// TryFor runs a command for at most d and returns what it printed, both streams.
+// TryFor runs a command for at most d and returns what it printed, both streams. A command that waits in the kernel for a device that
+// nobody serves does not end even when it is killed: it is left behind, so that the test can say so.
 func (l *Lab) TryFor(d time.Duration, name string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), d)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, name, args...)
+	out := &output{}
+	cmd := exec.Command(name, args...)
+	cmd.Stdout, cmd.Stderr = out, out
 	cmd.WaitDelay = 5 * time.Second
-	out, err := cmd.CombinedOutput()
-	if ctx.Err() != nil {
-		err = fmt.Errorf("not done after %v: %w", d, ctx.Err())
+	if err := cmd.Start(); err != nil {
+		return "", err
 	}
-	return string(out), err
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	select {
+	case err := <-done:
+		return out.String(), err
+	case <-time.After(d):
+	}
+	_ = cmd.Process.Kill() // fails only when it has just ended
+	select {
+	case <-done:
+		return out.String(), fmt.Errorf("not done after %v", d)
+	case <-time.After(10 * time.Second):
+		return out.String(), fmt.Errorf("not done after %v, and SIGKILL does not end it", d)
+	}
 }
 
 func (l *Lab) try(name string, args ...string) {
