@@ -28,7 +28,7 @@ vm() {
   rm -f "$RESULTS/vm.json"
   ENV="BENCH_RUNS=${BENCH_RUNS:-3} BENCH_SECONDS=${BENCH_SECONDS:-4} BENCH_ONLY=${BENCH_ONLY:-}" TIMEOUT=${TIMEOUT:-1800} \
     "$ROOT/hack/vm-test.sh" bench
-  cp "$CACHE/results/vm-bench/bench.json" "$RESULTS/vm.json"
+  cp "$CACHE/results/vm/bench/bench.json" "$RESULTS/vm.json"
 }
 
 # What the report names; the keys are these names in small letters.

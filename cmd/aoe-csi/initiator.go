@@ -160,7 +160,7 @@ func newShards(opt initiatorOptions) ([]*initiator.Shard, error) {
 	var shards []*initiator.Shard
 	for i := range opt.shards {
 		shard, err := initiator.NewShard(initiator.ShardConfig{
-			Index: uint8(i), Interfaces: opt.interfaces, RunDir: runDir, Begin: func() { becomeRealtime() },
+			Index: uint8(i), Interfaces: opt.interfaces, RunDir: runDir,
 		})
 		if err != nil {
 			return nil, errors.Join(err, closeShards(shards))

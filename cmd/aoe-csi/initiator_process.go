@@ -49,6 +49,7 @@ func prepareMemory(shards int) {
 	}
 	// A thread per shard, one for everything else; more would only keep more memory.
 	runtime.GOMAXPROCS(max(2, shards+1))
+	realtimeWhenShort()
 }
 
 // initiatorInterfaces checks named interfaces, or finds the network cards that are up.

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 
 	"github.com/spf13/cobra"
@@ -102,6 +103,8 @@ func runTarget(ctx context.Context, opt targetOptions) (err error) {
 	if opt.lockMemory {
 		keepInMemory()
 	}
+	// The loops of the interfaces and of the local socket keep what they run with while they wait briefly (package brief).
+	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + len(opt.interfaces) + 1)
 	s, err := target.Open(target.Config{Dir: opt.dir, Number: number})
 	if err != nil {
 		return err

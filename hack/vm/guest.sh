@@ -7,6 +7,6 @@ cd / || exit
 source /results/.vm/env
 bash /results/.vm/script
 echo $? >/results/.vm/status
-sync
+sync -f /results # not everything: a device may be left that answers no more
 echo o >/proc/sysrq-trigger
 sleep 60

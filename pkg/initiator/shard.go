@@ -13,6 +13,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/aoe-csi/aoe-csi/pkg/aoe"
+	"github.com/aoe-csi/aoe-csi/pkg/brief"
 )
 
 // MaxShards is how many shards a host can have; the last number of the tags' shard bits is package inband's.
@@ -44,8 +45,6 @@ type ShardConfig struct {
 	Interfaces []string
 	// RunDir is where the sockets of targets on the same host are looked for; empty: nowhere.
 	RunDir string
-	// Begin, if not nil, is called on the loop's thread, which is its own and ends with it, before anything else.
-	Begin func()
 	// Open opens the links of an interface; nil: AF_PACKET.
 	Open OpenLinks
 }
@@ -74,6 +73,7 @@ type Shard struct {
 	lookAt   time.Duration // when to look after links
 	blocked  bool          // a link did not take all frames
 	events   [eventBatch]unix.EpollEvent
+	lively   bool // there was something to do when the loop last looked
 	received [receiveBatch][]byte
 }
 
@@ -131,9 +131,6 @@ func (s *Shard) now() time.Duration { return time.Since(s.start) }
 func (s *Shard) run(started chan<- struct{}) {
 	runtime.LockOSThread()
 	s.tid = unix.Gettid()
-	if s.cfg.Begin != nil {
-		s.cfg.Begin()
-	}
 	close(started)
 	for !s.stopping {
 		if err := s.turn(); err != nil {
@@ -173,8 +170,8 @@ func (s *Shard) turn() error {
 		h.BeforeSleep()
 	}
 	s.transmit()
-	n, err := unix.EpollWait(s.epoll, s.events[:], s.timeout())
-	if err != nil && err != unix.EINTR {
+	n, err := s.wait(s.timeout())
+	if err != nil {
 		return fmt.Errorf("shard %d: %w", s.cfg.Index, os.NewSyscallError("epoll_wait", err))
 	}
 	for _, ev := range s.events[:max(n, 0)] {
@@ -188,6 +185,27 @@ func (s *Shard) turn() error {
 	}
 	s.tick()
 	return nil
+}
+
+// wait waits for events, at most so many milliseconds. In the midst of work that is usually not long, and the runtime is not told.
+func (s *Shard) wait(most int) (n int, err error) {
+	if !s.lively {
+		n, err = unix.EpollWait(s.epoll, s.events[:], most)
+		if err == unix.EINTR {
+			return 0, nil
+		}
+		s.lively = n > 0
+		return n, err
+	}
+	n, errno := brief.EpollWait(s.epoll, s.events[:], min(most, brief.Wait))
+	switch errno {
+	case 0:
+		s.lively = n > 0 || most == 0
+		return n, nil
+	case unix.EINTR:
+		return 0, nil
+	}
+	return 0, errno
 }
 
 // timeout is how long to sleep at most, in milliseconds.

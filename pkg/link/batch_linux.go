@@ -23,7 +23,8 @@ type mmsghdr struct {
 	_   [unsafe.Sizeof(uintptr(0)) - 4]byte
 }
 
-// sender hands frames to a socket that copies them, a batch a system call.
+// sender hands frames to a socket that copies them, a batch a system call, of which the runtime is not told: it never waits (package
+// brief has the reasons).
 type sender struct {
 	msgs []mmsghdr
 	iovs [][2]unix.Iovec // the frame, and padding
@@ -48,7 +49,7 @@ func (s *sender) send(fd int, frames []*pool.Frame) (int, unix.Errno) {
 		for i, f := range batch {
 			s.fill(i, f.Bytes())
 		}
-		n, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(&s.msgs[0])), uintptr(len(batch)),
+		n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(&s.msgs[0])), uintptr(len(batch)),
 			unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
 		s.forget(len(batch))
 		switch errno {
@@ -80,7 +81,7 @@ func (s *sender) forget(n int) {
 	}
 }
 
-// receiver lends frames from buffers of its own, outside the Go heap.
+// receiver lends frames from buffers of its own, outside the Go heap. Its system call never waits, either.
 type receiver struct {
 	msgs []mmsghdr
 	iovs []unix.Iovec
@@ -113,7 +114,7 @@ func (r *receiver) receive(fd, most int) (int, unix.Errno) {
 		return 0, unix.EAGAIN
 	}
 	for {
-		n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&r.msgs[0])), uintptr(most),
+		n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&r.msgs[0])), uintptr(most),
 			unix.MSG_DONTWAIT, 0, 0)
 		switch errno {
 		case 0:

@@ -28,7 +28,7 @@ func (p *port) ata(l *lun, f aoe.Frame) {
 			return
 		}
 	}
-	j := p.take(f)
+	j := p.borrow(f, aoe.ATALen) // most writes need no copy of their data
 	if j == nil {
 		return
 	}
@@ -179,12 +179,12 @@ func (l *lun) noteLent(j *job, queue chan *job) {
 // serveNow reads or writes in the port's own time, or lends the job to a worker. The caller holds inline.
 func (p *port) serveNow(l *lun, j *job, a aoe.ATA) {
 	n, off := a.Sectors()*aoe.SectorSize, int64(lbaOf(a)*aoe.SectorSize)
-	data := j.frame.Buf()[aoe.ATALen : aoe.ATALen+n]
 	queue, reply := l.jobs, n
 	var done bool
 	if a.Command().IsRead() {
-		done = l.back.ReadCached(data, off)
+		done = l.back.ReadCached(j.frame.Buf()[aoe.ATALen:aoe.ATALen+n], off)
 	} else {
+		data, _ := a.Payload(a.Sectors()) // ata has looked at it
 		done = l.back.WriteCached(data, off)
 		queue, reply = l.writes(), 0
 	}

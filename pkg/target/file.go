@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/aoe-csi/aoe-csi/pkg/brief"
 )
 
 // sparseFile is a sparse file.
@@ -97,11 +99,10 @@ func (b *sparseFile) ReadAt(p []byte, off int64) error {
 // ReadCached implements File.
 func (b *sparseFile) ReadCached(p []byte, off int64) bool {
 	if b.memory {
-		n, err := unix.Pread(b.fd, p, off)
+		n, err := brief.Pread(b.fd, p, off)
 		return err == nil && n == len(p)
 	}
-	iov := [1][]byte{p}
-	n, err := unix.Preadv2(b.fd, iov[:], off, unix.RWF_NOWAIT)
+	n, err := brief.PreadNoWait(b.fd, p, off)
 	return err == nil && n == len(p)
 }
 
@@ -109,14 +110,13 @@ func (b *sparseFile) ReadCached(p []byte, off int64) bool {
 // cannot.
 func (b *sparseFile) WriteCached(p []byte, off int64) bool {
 	if b.memory {
-		n, err := unix.Pwrite(b.fd, p, off)
+		n, err := brief.Pwrite(b.fd, p, off)
 		return err == nil && n == len(p)
 	}
 	if b.waits.Load() {
 		return false
 	}
-	iov := [1][]byte{p}
-	n, err := unix.Pwritev2(b.fd, iov[:], off, unix.RWF_NOWAIT)
+	n, err := brief.PwriteNoWait(b.fd, p, off)
 	if errors.Is(err, unix.EOPNOTSUPP) {
 		b.waits.Store(true)
 	}

@@ -136,7 +136,7 @@ func (p *port) turn() (busy bool, err error) {
 	if err := p.send(); err != nil {
 		return false, err
 	}
-	return busy || n > 0, nil
+	return busy || n > 1, nil // after one frame there is mostly none: better to sleep than to look twice
 }
 
 // send hands the answers to the network; those it has no room for stay in out.
@@ -178,6 +178,15 @@ func (p *port) sleep() error {
 
 // take makes a job with a copy of a received request; nil if all frames are in use.
 func (p *port) take(request aoe.Frame) *job {
+	j := p.borrow(request, len(request))
+	if j != nil {
+		j.fill()
+	}
+	return j
+}
+
+// borrow is take with a copy of the first n bytes only: the job borrows the rest until it is lent or emitted.
+func (p *port) borrow(request aoe.Frame, n int) *job {
 	f := p.pool.Get()
 	if f == nil || len(request) > len(f.Buf()) {
 		if f != nil {
@@ -187,12 +196,13 @@ func (p *port) take(request aoe.Frame) *job {
 		return nil
 	}
 	j := &p.jobs[f.ID()]
-	*j = job{port: p, frame: f, src: request.Src(), length: copy(f.Buf(), request)}
+	*j = job{port: p, frame: f, src: request.Src(), length: copy(f.Buf(), request[:n]), rest: request[n:]}
 	return j
 }
 
 // lend puts a job into a LUN's queue; false if the queue is full. The caller holds the LUN's mu and saw it open.
 func (p *port) lend(j *job, queue chan<- *job) bool {
+	j.fill()
 	select {
 	case queue <- j:
 		p.lent++
@@ -221,6 +231,7 @@ func (p *port) takeBack(j *job) {
 // emit queues a job's answer, if it has one, and ends the job.
 func (p *port) emit(j *job) {
 	f := j.frame
+	j.rest = nil
 	if j.reply == 0 {
 		f.Release()
 		return

@@ -2,12 +2,14 @@ package target
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"os"
 	"sync/atomic"
+	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/aoe-csi/aoe-csi/pkg/brief"
 )
 
 // waker lets other goroutines end the poll of a loop. Waking a closed one does nothing.
@@ -57,14 +59,24 @@ func (w *waker) sleep(events int16, ready func() bool) error {
 		return nil
 	}
 	w.fds[0].Events = events
-	if _, err := unix.Poll(w.fds[:], -1); err != nil && !errors.Is(err, unix.EINTR) {
-		return fmt.Errorf("poll: %w", err)
+	if errno := w.poll(); errno != 0 && errno != unix.EINTR {
+		return fmt.Errorf("poll: %w", errno)
 	}
 	if w.fds[1].Revents != 0 {
 		var count [8]byte
 		_, _ = unix.Read(int(w.fds[1].Fd), count[:]) // empty is as good
 	}
 	return nil
+}
+
+// poll waits: in the midst of work briefly, without telling the runtime, and only then for as long as it takes.
+func (w *waker) poll() syscall.Errno {
+	if n, errno := brief.Poll(w.fds[:], brief.Wait); n > 0 || errno != 0 {
+		return errno
+	}
+	_, err := unix.Poll(w.fds[:], -1)
+	errno, _ := err.(syscall.Errno)
+	return errno
 }
 
 func (w *waker) close() error {

@@ -19,11 +19,18 @@ type job struct {
 	session *session // nil on open LUNs
 	src     aoe.MAC
 	length  int    // of the request, in bytes of the frame's buffer
+	rest    []byte // of the request, borrowed from the port's link
 	rules   uint64 // the LUN's when the job was last judged
 	sectors uint64 // the LUN's size
 	counter uint32 // with tracked: the tag's
 	tracked bool   // the session's window waits for the outcome
 	reply   int    // length of the answer in bytes; 0: none
+}
+
+// fill copies what was borrowed of the request.
+func (j *job) fill() {
+	j.length += copy(j.frame.Buf()[j.length:], j.rest)
+	j.rest = nil
 }
 
 func (j *job) request() aoe.Frame { return aoe.Frame(j.frame.Buf()[:j.length]) }

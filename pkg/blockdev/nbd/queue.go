@@ -150,12 +150,13 @@ func (q *queue) receive() error {
 	return nil
 }
 
+// readv reads from the socket, which does not block, so that the runtime need not know (see package brief).
 func (q *queue) readv(count int) (int, syscall.Errno) {
 	fd := q.fd.Load()
 	if fd < 0 {
 		return 0, 0
 	}
-	n, _, errno := unix.Syscall(unix.SYS_READV, uintptr(fd), uintptr(unsafe.Pointer(&q.in[0])), uintptr(count))
+	n, _, errno := unix.RawSyscall(unix.SYS_READV, uintptr(fd), uintptr(unsafe.Pointer(&q.in[0])), uintptr(count))
 	return int(n), errno
 }
 
@@ -246,6 +247,7 @@ func (q *queue) free(index int32) {
 	q.idle = append(q.idle, index)
 }
 
+// sendmsg does not block, either.
 func (q *queue) sendmsg(segments int) (int, syscall.Errno) {
 	fd := q.fd.Load()
 	if fd < 0 {
@@ -253,7 +255,7 @@ func (q *queue) sendmsg(segments int) (int, syscall.Errno) {
 	}
 	q.outMsg.Iov = &q.out[0]
 	q.outMsg.SetIovlen(segments)
-	n, _, errno := unix.Syscall(unix.SYS_SENDMSG, uintptr(fd), uintptr(unsafe.Pointer(&q.outMsg)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+	n, _, errno := unix.RawSyscall(unix.SYS_SENDMSG, uintptr(fd), uintptr(unsafe.Pointer(&q.outMsg)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 	return int(n), errno
 }
 

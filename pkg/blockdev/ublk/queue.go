@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/aoe-csi/aoe-csi/pkg/blockdev"
+	"github.com/aoe-csi/aoe-csi/pkg/brief"
 )
 
 const (
@@ -204,7 +205,7 @@ func (s *slot) position(off int64) int64 {
 
 // ReadAt implements blockdev.Pages: it copies a write's data out of the kernel.
 func (s *slot) ReadAt(p []byte, off int64) (int, error) {
-	n, err := unix.Pread(int(s.q.char.Load()), p, s.position(off))
+	n, err := brief.Pread(int(s.q.char.Load()), p, s.position(off))
 	if err == nil && n < len(p) {
 		err = io.ErrUnexpectedEOF
 	}
@@ -213,7 +214,7 @@ func (s *slot) ReadAt(p []byte, off int64) (int, error) {
 
 // WriteAt implements blockdev.Pages: it copies a read's data into the kernel.
 func (s *slot) WriteAt(p []byte, off int64) (int, error) {
-	n, err := unix.Pwrite(int(s.q.char.Load()), p, s.position(off))
+	n, err := brief.Pwrite(int(s.q.char.Load()), p, s.position(off))
 	if err == nil && n < len(p) {
 		err = io.ErrShortWrite
 	}

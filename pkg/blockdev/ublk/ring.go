@@ -134,8 +134,12 @@ func (r *ring) next() *sqe {
 // submit hands over what next has lent, runs the kernel's work for this thread, and waits for so many completions.
 func (r *ring) submit(wait uint32) error {
 	r.sqTail.Store(r.tail)
+	enter := unix.Syscall6
+	if wait == 0 {
+		enter = unix.RawSyscall6 // see package brief
+	}
 	for {
-		n, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(r.tail-r.submitted), uintptr(wait), enterGetEvents, 0, 0)
+		n, _, errno := enter(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(r.tail-r.submitted), uintptr(wait), enterGetEvents, 0, 0)
 		if errno != 0 && errno != unix.EINTR {
 			return os.NewSyscallError("io_uring_enter", errno)
 		}
