@@ -20,8 +20,8 @@ const (
 	portInitial = 64
 	// portBytes bounds the memory of one link: a local one has large frames.
 	portBytes = 16 << 20
-	// portBatch is how many frames one turn of the loop receives.
-	portBatch = 64
+	// portBatch is how many frames one turn of the loop receives: so few that the sender has answers to work on meanwhile.
+	portBatch = 16
 	// minFrame holds every answer of an in-band command: 185 directives, 247 reserved addresses, a full config string.
 	minFrame = 1536
 )
