@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"runtime"
 	"strconv"
@@ -14,18 +15,22 @@ import (
 
 // setScheduler gives a thread, 0 for the calling one, SCHED_RR at its lowest priority or SCHED_NORMAL.
 func setScheduler(thread int, policy uint32) error {
-	attributes := unix.SchedAttr{Policy: policy}
+	// What a thread starts does not inherit it. To take the flag off again would need a capability that the rest may not.
+	attributes := unix.SchedAttr{Policy: policy, Flags: unix.SCHED_FLAG_RESET_ON_FORK}
 	if policy == unix.SCHED_RR {
-		attributes.Priority, attributes.Flags = 1, unix.SCHED_FLAG_RESET_ON_FORK
+		attributes.Priority = 1
 	}
 	return unix.SchedSetAttr(thread, &attributes, 0)
 }
 
+// pressureFile is where the kernel tells how long tasks have waited for memory (Documentation/accounting/psi.rst).
+const pressureFile = "/proc/pressure/memory"
+
 const (
-	// shortage is what the kernel is asked to tell of: somebody has waited for memory for 100 ms within a second
-	// (Documentation/accounting/psi.rst).
-	shortage = "some 100000 1000000"
-	// plenty is how long nothing must be told until memory is not short any more.
+	// shortage is that tasks have waited for memory for so long within shortageWindow.
+	shortage       = 100 * time.Millisecond
+	shortageWindow = time.Second
+	// plenty is how long there must be no shortage until memory is not short any more.
 	plenty = 10 * time.Second
 )
 
@@ -50,9 +55,11 @@ func realtimeWhenShort() {
 			klog.InfoS("No real-time priority: when memory is short, volumes of this host can make it run out (needs CAP_SYS_NICE)", "err", err)
 			return
 		}
-		if err := watchMemory(); err != nil {
-			klog.InfoS("The kernel does not tell when memory is short, so the priority is real-time all the time", "err", err)
-			setThreads(unix.SCHED_RR)
+		err = watchMemory()
+		klog.InfoS("The kernel does not tell when memory is short, so the priority is real-time all the time", "err", err)
+		for {
+			setThreads(unix.SCHED_RR) // again and again, for threads that have begun since
+			pause(shortageWindow)
 		}
 	}()
 	<-started
@@ -60,39 +67,108 @@ func realtimeWhenShort() {
 
 // watchMemory switches at the beginning and at the end of each shortage, and returns only if it cannot.
 func watchMemory() error {
-	trigger, err := os.OpenFile("/proc/pressure/memory", os.O_RDWR, 0)
+	await, err := shortages()
 	if err != nil {
 		return err
 	}
-	defer trigger.Close()
-	if _, err := trigger.WriteString(shortage + "\x00"); err != nil {
-		return err
-	}
-	events := []unix.PollFd{{Fd: int32(trigger.Fd()), Events: unix.POLLPRI}}
 	for short := false; ; {
-		wait := -1
+		most := time.Duration(-1)
 		if short {
-			wait = int(plenty.Milliseconds())
+			most = plenty
 		}
-		n, err := unix.Poll(events, wait)
+		again, err := await(most)
 		switch {
-		case errors.Is(err, unix.EINTR):
 		case err != nil:
-			return fmt.Errorf("poll for a shortage of memory: %w", err)
-		case n == 0:
-			short = false
-			setThreads(unix.SCHED_NORMAL)
-			klog.InfoS("Memory is not short any more: priority as usual")
-		case events[0].Revents&unix.POLLERR != 0:
-			return errors.New("the kernel tells of shortages of memory no more")
-		default:
+			return err
+		case again:
 			setThreads(unix.SCHED_RR) // each time, for threads that have begun since
 			if !short {
 				klog.InfoS("Memory is short: real-time priority until it is not")
 			}
 			short = true
+		default:
+			setThreads(unix.SCHED_NORMAL)
+			klog.InfoS("Memory is not short any more: priority as usual")
+			short = false
 		}
 	}
+}
+
+// shortages returns what waits for a shortage, for at most so long, or for ever if that is negative, and says whether there was one.
+func shortages() (func(most time.Duration) (bool, error), error) {
+	// Not an os.File: the runtime's poller would see the events first, and the kernel tells of each once only.
+	trigger, err := unix.Open(pressureFile, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err == nil {
+		ask := fmt.Sprintf("some %d %d\x00", shortage.Microseconds(), shortageWindow.Microseconds())
+		if _, err = unix.Write(trigger, []byte(ask)); err == nil {
+			return func(most time.Duration) (bool, error) { return triggered(trigger, most) }, nil
+		}
+		_ = unix.Close(trigger) // nothing is lost with it
+	}
+	// Not everybody may write there: AppArmor's usual profile of containers forbids it.
+	klog.InfoS("The kernel is asked once a second whether memory is short (to be told needs CAP_SYS_RESOURCE and no AppArmor)", "err", err)
+	file, err := os.Open(pressureFile)
+	if err != nil {
+		return nil, err
+	}
+	before, err := waited(file)
+	if err != nil {
+		return nil, err
+	}
+	return func(most time.Duration) (bool, error) {
+		for began := time.Now(); most < 0 || time.Since(began) < most; {
+			pause(shortageWindow)
+			now, err := waited(file)
+			if err != nil {
+				return false, err
+			}
+			grown := now - before
+			before = now
+			if grown >= shortage {
+				return true, nil
+			}
+		}
+		return false, nil
+	}, nil
+}
+
+// pause is time.Sleep in this thread: the end of the other comes from another one, which need not be real-time. A signal may end it.
+func pause(d time.Duration) { _, _ = unix.Poll(nil, int(d.Milliseconds())) }
+
+// triggered waits for the kernel to tell of a shortage.
+func triggered(fd int, most time.Duration) (bool, error) {
+	events := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLPRI}}
+	timeout := -1
+	if most >= 0 {
+		timeout = int(most.Milliseconds())
+	}
+	for {
+		n, err := unix.Poll(events, timeout)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return false, fmt.Errorf("poll for a shortage of memory: %w", err)
+		case events[0].Revents&unix.POLLERR != 0:
+			return false, errors.New("the kernel tells of shortages of memory no more")
+		default:
+			return n > 0, nil
+		}
+	}
+}
+
+// waited is for how long some task or other has waited for memory since the host was started.
+func waited(file *os.File) (time.Duration, error) {
+	var b [256]byte
+	n, err := file.ReadAt(b[:], 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return 0, err
+	}
+	var avg10, avg60, avg300 float64
+	var microseconds int64
+	if _, err := fmt.Sscanf(string(b[:n]), "some avg10=%f avg60=%f avg300=%f total=%d", &avg10, &avg60, &avg300, &microseconds); err != nil {
+		return 0, fmt.Errorf("%s: %w", file.Name(), err)
+	}
+	return time.Duration(microseconds) * time.Microsecond, nil
 }
 
 // setThreads changes all threads of the process but the calling one, which stays as it is.

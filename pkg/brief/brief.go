@@ -4,7 +4,8 @@
 // thread ran with to another one, which has to be woken, and woken again to give it back. A loop that makes a call every few
 // microseconds and is the only one with work pays for that with every request: 4k reads at depth 1 over ublk took 1.5 times as long. In
 // exchange such a call holds up the garbage collector until it ends or is interrupted by the collector's signal: it must not
-// wait for a disk, and for anything else only briefly.
+// wait for a disk (RWF_NOWAIT does not promise that: what is missing is read ahead), and for anything else only briefly. A frame's
+// memory is such a thing when it is short; that the kernel looks for it without waiting for a disk is why both processes are I/O flushers.
 package brief
 
 import (
@@ -44,26 +45,6 @@ func Pread(fd int, p []byte, off int64) (int, error) {
 // Pwrite is pwrite(2) of p, which must not be empty, to what needs no disk.
 func Pwrite(fd int, p []byte, off int64) (int, error) {
 	n, _, errno := unix.RawSyscall6(unix.SYS_PWRITE64, uintptr(fd), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)), uintptr(off), 0, 0)
-	if errno != 0 {
-		return 0, errno
-	}
-	return int(n), nil
-}
-
-// PreadNoWait is preadv2(2) with RWF_NOWAIT into p, which must not be empty: EAGAIN if it had to wait.
-func PreadNoWait(fd int, p []byte, off int64) (int, error) {
-	return vectored(unix.SYS_PREADV2, fd, p, off)
-}
-
-// PwriteNoWait is pwritev2(2) with RWF_NOWAIT of p, which must not be empty: EAGAIN if it had to wait.
-func PwriteNoWait(fd int, p []byte, off int64) (int, error) {
-	return vectored(unix.SYS_PWRITEV2, fd, p, off)
-}
-
-func vectored(call uintptr, fd int, p []byte, off int64) (int, error) {
-	v := unix.Iovec{Base: &p[0]}
-	v.SetLen(len(p))
-	n, _, errno := unix.RawSyscall6(call, uintptr(fd), uintptr(unsafe.Pointer(&v)), 1, uintptr(off), uintptr(off>>32), unix.RWF_NOWAIT)
 	if errno != 0 {
 		return 0, errno
 	}

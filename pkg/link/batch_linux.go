@@ -23,8 +23,8 @@ type mmsghdr struct {
 	_   [unsafe.Sizeof(uintptr(0)) - 4]byte
 }
 
-// sender hands frames to a socket that copies them, a batch a system call, of which the runtime is not told: it never waits (package
-// brief has the reasons).
+// sender hands frames to a socket that copies them, a batch a system call, of which the runtime is not told: it does not wait for the
+// network (package brief has the reasons).
 type sender struct {
 	msgs []mmsghdr
 	iovs [][2]unix.Iovec // the frame, and padding
@@ -81,7 +81,7 @@ func (s *sender) forget(n int) {
 	}
 }
 
-// receiver lends frames from buffers of its own, outside the Go heap. Its system call never waits, either.
+// receiver lends frames from buffers of its own, outside the Go heap. Its system call is such a one, too.
 type receiver struct {
 	msgs []mmsghdr
 	iovs []unix.Iovec

@@ -102,7 +102,8 @@ func (b *sparseFile) ReadCached(p []byte, off int64) bool {
 		n, err := brief.Pread(b.fd, p, off)
 		return err == nil && n == len(p)
 	}
-	n, err := brief.PreadNoWait(b.fd, p, off)
+	iov := [1][]byte{p}
+	n, err := unix.Preadv2(b.fd, iov[:], off, unix.RWF_NOWAIT)
 	return err == nil && n == len(p)
 }
 
@@ -116,7 +117,8 @@ func (b *sparseFile) WriteCached(p []byte, off int64) bool {
 	if b.waits.Load() {
 		return false
 	}
-	n, err := brief.PwriteNoWait(b.fd, p, off)
+	iov := [1][]byte{p}
+	n, err := unix.Pwritev2(b.fd, iov[:], off, unix.RWF_NOWAIT)
 	if errors.Is(err, unix.EOPNOTSUPP) {
 		b.waits.Store(true)
 	}
