@@ -296,12 +296,16 @@ func testStopWithRequestsOutstanding(t *testing.T, fresh func() blockdev.Fronten
 			result <- err
 		}()
 	}
+	// All of them: a write that begins after the device is gone ends with ENOSPC, its size being 0 by then.
 	deadline := time.Now().Add(20 * time.Second)
-	for idle := true; idle; idle, err = dev.Idle() {
-		if err != nil || time.Now().After(deadline) {
-			t.Fatalf("no request outstanding: %v", err)
+	for n := 0; n < 64; n = writesWaiting(t) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d of 64 writes wait for the device", n)
 		}
 		time.Sleep(10 * time.Millisecond)
+	}
+	if idle, err := dev.Idle(); idle || err != nil {
+		t.Fatalf("no request outstanding: %v, %v", idle, err)
 	}
 	begin := time.Now()
 	d.fail() // the kernel may wait for what it handed out
@@ -323,6 +327,23 @@ func testStopWithRequestsOutstanding(t *testing.T, fresh func() blockdev.Fronten
 	if exists, err := f.Exists(dev.State()); err != nil || exists {
 		t.Errorf("Exists after Stop: %v, %v", exists, err)
 	}
+}
+
+// writesWaiting counts the threads of this process that wait inside pwrite(2) (/proc/PID/syscall of proc(5)).
+func writesWaiting(t *testing.T) int {
+	t.Helper()
+	tasks, err := filepath.Glob("/proc/self/task/[0-9]*/syscall")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, task := range tasks {
+		// One that has ended meanwhile cannot be read, and does not wait.
+		if data, err := os.ReadFile(task); err == nil && bytes.HasPrefix(data, fmt.Appendf(nil, "%d ", unix.SYS_PWRITE64)) {
+			n++
+		}
+	}
+	return n
 }
 
 // TestRecover lets the server die with requests taken and unanswered; a new one must get all of them.
