@@ -11,7 +11,7 @@
 #   static   pools of LUNs that are there already       fencing, flood   parts of "net" that print figures
 #
 # "static" is in unit, net and interop, shortened; by itself it is run in full. CLUSTER=1 runs its part in the cluster, too.
-# FRONTEND=ublk or nbd has the suites in VMs use that front end alone; FULL=1 runs in full what "powercut", "recovery" and "cluster" shorten.
+# FRONTEND=ublk or nbd has the suites in VMs use that front end alone; FULL=1 runs in full what "faults", "powercut", "recovery" and "cluster" shorten.
 # Logs, and what tests left for inspection, are in $CACHE/results.
 set -euo pipefail
 source "$(dirname "$0")/lib/common.sh"
@@ -86,7 +86,7 @@ integration_packages() {
 # run by hack/bench.sh, on a machine with nothing else to do.
 other_vm_packages() {
   echo harness
-  git ls-files --cached --others --exclude-standard 'test/vm/*_test.go' | cut -d/ -f3 | sort -u | grep -vxE 'harness|bench|sanity|interop|powercut|recovery'
+  git ls-files --cached --others --exclude-standard 'test/vm/*_test.go' | cut -d/ -f3 | sort -u | grep -vxE 'harness|bench|sanity|interop|powercut|recovery|soak'
 }
 
 suite() {
@@ -101,7 +101,7 @@ suite() {
     sanity) vm_suite sanity sanity ;;
     interop) vm_suite interop interop ;;
     # shellcheck disable=SC2046
-    faults) vm_suite faults $(other_vm_packages) ;;
+    faults) [ "${FULL:-}" != 1 ] || export TIMEOUT=${TIMEOUT:-1800}; vm_suite faults $(other_vm_packages) ;;
     powercut) vm_suite powercut powercut ;;
     recovery) vm_suite recovery recovery ;;
     static) need_root; "$ROOT/hack/deps.sh" vm; rm -f "$RESULTS"/static-*.count; static_suite ;;
