@@ -5,7 +5,7 @@ export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin:/usr/local/go/bin
 
 .DEFAULT_GOAL := help
 .PHONY: help bench bench-full build image demo generate manifests check lint test sim sim-bugs fuzz test-unit test-race test-net test-fencing test-flood \
-	test-sanity test-interop test-static test-faults test-powercut test-recovery test-cluster cluster-up cluster-down vm-shell deps third-party clean
+	test-sanity test-interop test-static test-faults test-powercut test-recovery test-cluster soak cluster-up cluster-down vm-shell deps third-party clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 } /^##@ / { printf "\n%s\n", substr($$0, 5) }' $(MAKEFILE_LIST)
@@ -91,6 +91,9 @@ test-recovery: ## SIGKILL of the initiator, dead targets, no memory in a VM; pri
 
 test-cluster: ## the chart in a real Kubernetes (root)
 	@hack/test.sh cluster
+
+soak: ## HOURS=1 of volumes' lives amid kills and rough networks, in a VM; writes docs/soak.md (root)
+	hack/soak.sh
 
 ##@ Measure
 bench: ## as fast as the wire? against vblade, NBD and NVMe/TCP; writes docs/bench (root, a quiet machine, 15 min)

@@ -13,6 +13,7 @@
 #   SMP=2 MEM=4096 NICS=0        see vm.sh
 #   FRONTEND=ublk|nbd            runs everything with that front end
 #   FULL=1                       runs in full what is shortened otherwise
+#   HOURS=1 SEED=n               how long "soak" takes, and its order of events
 #   AOE_CSI_RACE=1               build with the race detector (about five times slower in the guest)
 set -euo pipefail
 source "$(dirname "$0")/lib/common.sh"
@@ -43,7 +44,8 @@ run_in_vm() {
     [ ! -e "$ROOT/test/vm/$name/build.sh" ] || "$ROOT/test/vm/$name/build.sh" "$bin" || return
   done
   {
-    printf 'export PATH=%q:$PATH AOE_CSI_BIN=%q FRONTEND=%q FULL=%q\nstatus=0\n' "$bin" "$bin/aoe-csi" "${FRONTEND:-}" "${FULL:-}"
+    printf 'export PATH=%q:$PATH AOE_CSI_BIN=%q FRONTEND=%q FULL=%q HOURS=%q SEED=%q\nstatus=0\n' "$bin" "$bin/aoe-csi" "${FRONTEND:-}" "${FULL:-}" \
+      "${HOURS:-}" "${SEED:-}"
     for name; do
       printf 'export AOE_CSI_RESULTS=/results/%q\ncd %q || exit\n' "$name" "$ROOT/test/vm/$name"
       # The pipe's status is the test's; the log on the share is what the counters read.

@@ -45,7 +45,7 @@ func TestCycles(t *testing.T) {
 		for range 5 {
 			c.once(nobody)
 		}
-		nothingLeft(t, l, c.i)
+		c.i.NothingLeft()
 		l.Eventually(time.Minute, "as many descriptors as before", func() error {
 			if after := c.open(); after != before {
 				return fmt.Errorf("initiator has open:\n%s\nbefore:\n%s", after, before)
@@ -138,36 +138,4 @@ func (c *cycles) open() string {
 	}
 	packet := c.i.Run("cat", "/proc/net/packet")
 	return fmt.Sprintf("%v, %d packet sockets", count, strings.Count(packet, "\n")-1)
-}
-
-// nothingLeft fails the test if anything is left of an attachment: in the kernel, in the run directory, or in the initiator's eyes.
-func nothingLeft(t *testing.T, l *lab.Lab, i *lab.Initiator) {
-	t.Helper()
-	patterns := []string{filepath.Join(i.Records(), "*")}
-	if l.Frontend != "ublk" {
-		patterns = append(patterns, "/sys/block/nbd*/pid")
-	}
-	if l.Frontend != "nbd" {
-		patterns = append(patterns, "/sys/block/ublkb*", "/sys/class/ublk-char/*")
-	}
-	for _, pattern := range patterns {
-		if found, err := filepath.Glob(pattern); err != nil || len(found) > 0 {
-			t.Errorf("left: %v, %v", found, err)
-		}
-	}
-	if list, err := i.Attachments(time.Minute); err != nil || len(list) > 0 {
-		t.Errorf("left attached: %v, %v", list, err)
-	}
-	entries, err := os.ReadDir(i.Dir)
-	if err != nil {
-		t.Error(err)
-	}
-	for _, e := range entries {
-		if e.Type()&os.ModeSocket != 0 && e.Name() != filepath.Base(i.Socket()) {
-			t.Errorf("left: socket %s", e.Name())
-		}
-	}
-	if out, err := i.CLI(time.Minute, "doctor", "--run-dir", i.Dir, "--state-dir", filepath.Join(i.Dir, "state")); err != nil {
-		t.Errorf("doctor: %v\n%s", err, out)
-	}
 }

@@ -66,7 +66,7 @@ func TestDetachEnds(t *testing.T) {
 		i.Attach("e7.1")
 		dead.Kill()
 		i.Detach("e7.1", "--force") // has nothing to wait for
-		nothingLeft(t, l, i)
+		i.NothingLeft()
 		figure(t, "detach with a dead target, a full queue and a growth pending took %v with a timeout of %v; attaching another volume meanwhile %v",
 			took.Round(time.Millisecond), timeout, attached.Round(time.Millisecond))
 		if took < timeout || took > timeout+margin || attached > margin {
@@ -104,7 +104,7 @@ func TestDetachEndsUnserved(t *testing.T) {
 		if out, err := load.Wait(time.Minute); err == nil || !strings.Contains(out, "Input/output error") {
 			t.Errorf("the load whose requests were given up ended with %v\n%s", err, out)
 		}
-		nothingLeft(t, l, i)
+		i.NothingLeft()
 		figure(t, "detach of a device that nobody could take over took %v with a timeout of %v", took.Round(time.Millisecond), timeout)
 		if took > timeout+margin {
 			t.Errorf("more than %v after the timeout: %v", margin, last)

@@ -37,7 +37,7 @@ func TestFallback(t *testing.T) {
 		t.Fatalf("why not ublk is not said: %v, %v", list, err)
 	}
 	i.Detach("e7.1")
-	nothingLeft(t, l, i)
+	i.NothingLeft()
 
 	l.Run("rmmod", "nbd")
 	out, err := i.CLI(time.Minute, "attach", "e7.1")

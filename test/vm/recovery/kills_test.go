@@ -48,7 +48,7 @@ func survive(t *testing.T, l *lab.Lab, i *lab.Initiator, times int, end func() t
 	target := l.Host("t").Target(7)
 	gen := managed(t, target, "e7.1", "256Mi", i.Host)
 	device := i.Attach("e7.1", "--generation", gen)
-	silent := complaints(t, l)
+	silent := l.Complaints()
 	dir := mount(t, l, device)
 
 	seed := rand.Uint64()

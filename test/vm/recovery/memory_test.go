@@ -99,7 +99,7 @@ func pressure(t *testing.T, l *lab.Lab, host *lab.Host, target *lab.Target, gen 
 	t.Helper()
 	i := host.Initiator()
 	device := i.Attach("e7.1", "--generation", gen)
-	silent := complaints(t, l)
+	silent := l.Complaints()
 	dir := mount(t, l, device)
 	l.Run("sysctl", "-qw", "vm.dirty_ratio=80", "vm.dirty_background_ratio=60") // reclaim meets dirty pages, not writers their limit
 	t.Cleanup(func() { l.Run("sysctl", "-qw", "vm.dirty_ratio=20", "vm.dirty_background_ratio=10") })

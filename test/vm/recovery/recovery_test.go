@@ -62,20 +62,3 @@ func mount(t *testing.T, l *lab.Lab, device string) string {
 	t.Cleanup(func() { _, _ = l.TryFor(time.Minute, "umount", dir) }) // the test has done it unless it failed
 	return dir
 }
-
-// complaints returns a function that fails the test if the kernel has complained about I/O since.
-func complaints(t *testing.T, l *lab.Lab) func() {
-	t.Helper()
-	before := strings.Count(l.Run("dmesg"), "\n")
-	return func() {
-		t.Helper()
-		lines := strings.Split(l.Run("dmesg"), "\n")
-		for _, line := range lines[min(before, len(lines)):] {
-			for _, bad := range []string{"I/O error", "operation not supported error", "EXT4-fs error", "EXT4-fs warning", "Aborting journal", "Remounting filesystem read-only", "blocked for more than"} {
-				if strings.Contains(line, bad) {
-					t.Errorf("the kernel says: %s", line)
-				}
-			}
-		}
-	}
-}

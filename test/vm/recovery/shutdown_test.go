@@ -23,7 +23,7 @@ func TestSyncWithoutInitiator(t *testing.T) {
 		gen := managed(t, target, "e7.1", "64Mi", host)
 		i := host.Initiator()
 		device := i.Attach("e7.1", "--generation", gen)
-		silent := complaints(t, l)
+		silent := l.Complaints()
 		dir := mount(t, l, device)
 		if err := os.WriteFile(filepath.Join(dir, "dirty"), make([]byte, mib), 0o600); err != nil {
 			t.Fatal(err)
@@ -53,7 +53,7 @@ func TestSyncWithoutInitiator(t *testing.T) {
 		l.Run("umount", dir)
 		i.Detach("e7.1")
 		silent()
-		nothingLeft(t, l, i)
+		i.NothingLeft()
 	})
 }
 
