@@ -1,6 +1,7 @@
 package shelf_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -128,7 +129,7 @@ func (p *pool) look() {
 		to := inband.Path{Addr: target.Addr, Interface: "eth0", MAC: targetsMAC}
 		a, err := p.client.Config(p.t.Context(), to)
 		check(p.t, err)
-		a.Sectors, a.Serial, a.Model, a.LBA48, a.Reserve = target.Sectors, target.Serial, "vblade", true, inband.Yes
+		a.Sectors, a.Serial, a.Model, a.LBA48, a.Reserve = target.Sectors, target.Serial, cmp.Or(target.Model, "vblade"), true, inband.Yes
 		a.Reserved = target.Reserved()
 		if target.NoReserve {
 			a.Reserve = inband.No

@@ -192,14 +192,27 @@ func (p *Proxy) zero(ctx context.Context, j *job, a inband.Answer, claim aoe.Cla
 	}
 }
 
-// mark says in the config string how far it is, unless the claim was lost meanwhile: then others could have written, too.
+// outlives says whether what was written stays when the target's host loses power, or else a mark in the config string goes with it.
+func (p *Proxy) outlives(ctx context.Context, a inband.Answer) bool {
+	if kind := inband.QuirksOf(a); kind.FlushLies {
+		return kind.Forgets
+	}
+	return p.cfg.Client.Flush(ctx, a.Path) == nil
+}
+
+// mark says in the config string how far it is, if that is durable: a job that is cut off goes on from there. It fails if the claim was lost
+// meanwhile: then others could have written, too.
 func (p *Proxy) mark(ctx context.Context, a inband.Answer, claim aoe.Claim, at uint64) error {
+	durable := p.outlives(ctx, a)
 	now, err := p.cfg.Client.Config(ctx, a.Path)
 	if err != nil {
 		return err
 	}
 	if !isClaim(now.ConfigString, claim.Generation) {
 		return errNotOurs
+	}
+	if !durable {
+		return nil
 	}
 	claim.Scrubbed = at
 	return p.cfg.Client.ForceConfig(ctx, a.Path, claim.String())

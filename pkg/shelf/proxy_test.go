@@ -174,6 +174,30 @@ func TestPoolScrubs(t *testing.T) {
 	}
 }
 
+// TestPoolMarksWhatIsDurable: how far scrubbing is, the config string of a target that keeps it says only after a flush.
+func TestPoolMarksWhatIsDurable(t *testing.T) {
+	targets := vblades(300000)
+	d := targets[0]
+	d.Model = "ggaoed"
+	p := newPool(t, false, targets...)
+	v := p.create("data", mib)
+	for _, lba := range []uint64{5000, 131071} {
+		d.Put(lba, 7)
+	}
+	d.Flush()
+	d.SetDeafFrom(131072) // 64 MiB
+	if err := p.service.Delete(t.Context(), v.ID.String()); !errors.Is(err, volume.ErrPending) {
+		t.Fatalf("deleted though a part does not answer: %v", err)
+	}
+	if c, err := aoe.ParseClaim(d.Config()); err != nil || c.Scrubbed != 131072 {
+		t.Errorf("claim %+v, %v", c, err)
+	}
+	d.CutPower()
+	if d.Used() != 0 {
+		t.Errorf("%d sectors are back, of which the mark says that they were scrubbed", d.Used())
+	}
+}
+
 // TestPoolWipes what is on a LUN, if it was asked to, once.
 func TestPoolWipes(t *testing.T) {
 	targets := vblades(8192)

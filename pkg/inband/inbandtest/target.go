@@ -1,6 +1,7 @@
 package inbandtest
 
 import (
+	"maps"
 	"slices"
 	"sync"
 
@@ -21,6 +22,8 @@ type Target struct {
 	config   string
 	reserved []aoe.MAC
 	disk     map[uint64][aoe.SectorSize]byte // sectors that are not zero
+	durable  map[uint64][aoe.SectorSize]byte // the same, at the last flush
+	deafFrom uint64
 }
 
 // Restart forgets what vblade forgets.
@@ -77,6 +80,27 @@ func (t *Target) Used() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return len(t.disk)
+}
+
+// Flush makes durable what is on the disk.
+func (t *Target) Flush() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.durable = maps.Clone(t.disk)
+}
+
+// CutPower loses what was not flushed. The config string stays.
+func (t *Target) CutPower() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.disk = maps.Clone(t.durable)
+}
+
+// SetDeafFrom has reads and writes from a sector on not answered; 0: all are.
+func (t *Target) SetDeafFrom(lba uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.deafFrom = lba
 }
 
 func (t *Target) store(lba uint64, sector [aoe.SectorSize]byte) {
@@ -175,6 +199,8 @@ func (t *Target) answerATA(out []byte, f aoe.Frame, mac aoe.MAC, mtu int) int {
 		}
 		aoe.PutIdentify(out[n:], &aoe.IdentifyFields{Serial: t.Serial, Model: model, Firmware: "V25", Sectors: t.Sectors})
 		return n + aoe.IdentifyLen
+	case t.deafFrom > 0 && a.LBA() >= t.deafFrom:
+		return 0
 	case refused:
 		return aoe.PutReply(out, f, mac, t.Addr, aoe.ErrorReserved)
 	case a.Sectors() > aoe.MaxSectors(mtu):
@@ -197,7 +223,8 @@ func (t *Target) answerATA(out []byte, f aoe.Frame, mac aoe.MAC, mtu int) int {
 			t.store(a.LBA()+uint64(i), [aoe.SectorSize]byte(data[i*aoe.SectorSize:]))
 		}
 		return aoe.PutATAReply(out, f, mac, t.Addr, aoe.StatusDRDY, 0)
-	case a.Command() == aoe.ATAFlush:
+	case a.Command() == aoe.ATAFlush, a.Command() == aoe.ATAFlushExt:
+		t.durable = maps.Clone(t.disk)
 		return aoe.PutATAReply(out, f, mac, t.Addr, 0, 0)
 	}
 	return aoe.PutATAReply(out, f, mac, t.Addr, aoe.StatusDRDY|aoe.StatusERR, aoe.ATAErrABRT)
