@@ -55,7 +55,7 @@ func openPacketLinks(ifname string) (answers, config link.Link, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	c, err := link.OpenPacket(ifname, link.PacketConfig{Filter: link.FilterConfig(), Buffer: 1 << 20})
+	c, err := link.OpenPacket(ifname, link.PacketConfig{Filter: link.FilterConfig(), Buffer: 1 << 20, Longest: link.StandardLen})
 	if err != nil {
 		return nil, nil, errors.Join(err, a.Close())
 	}

@@ -30,7 +30,7 @@ func openPacketLinks(ifname string, shard uint8) (answers, config link.Link, err
 	if err != nil {
 		return nil, nil, err
 	}
-	c, err := link.OpenPacket(ifname, link.PacketConfig{Filter: link.FilterConfig(), Buffer: 256 << 10})
+	c, err := link.OpenPacket(ifname, link.PacketConfig{Filter: link.FilterConfig(), Buffer: 256 << 10, Longest: link.StandardLen})
 	if err != nil {
 		return nil, nil, errors.Join(err, a.Close())
 	}
@@ -249,6 +249,7 @@ func (s *Shard) send(l *shardLink) {
 
 // receive gives a link's frames to the devices they come for.
 func (s *Shard) receive(l *shardLink, from link.Link) {
+	defer from.Return()
 	for range receiveRounds {
 		n, err := from.Receive(s.received[:])
 		if err != nil {

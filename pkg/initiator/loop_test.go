@@ -41,6 +41,9 @@ func (m *mirror) Send(frames []*pool.Frame) (int, error) {
 	return len(frames), err
 }
 
+// Return implements link.Link: the frames are copies.
+func (*mirror) Return() {}
+
 func (m *mirror) Receive(dst [][]byte) (int, error) {
 	if m.n == 0 {
 		_, _ = unix.Read(m.fd, m.event[:])

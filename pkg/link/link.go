@@ -28,9 +28,11 @@ type Link interface {
 	// they were not taken (nil: the network is full for now). The link holds each frame it took (Frame.Hold) for as
 	// long as the network may still read it; a link that copies never does.
 	Send(frames []*pool.Frame) (n int, err error)
-	// Receive lends received frames, Ethernet header first, until the next call: it fills dst and says how
+	// Receive lends received frames, Ethernet header first, until the next call or Return: it fills dst and says how
 	// many; 0 when there is none.
 	Receive(dst [][]byte) (n int, err error)
+	// Return ends the loan of received frames. FD may stay readable until it is called.
+	Return()
 	// Close is idempotent; held frames are released.
 	Close() error
 }

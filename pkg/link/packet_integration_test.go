@@ -254,6 +254,60 @@ func TestPacketLengths(t *testing.T) {
 	}
 }
 
+// A full ring drops what comes, lends what it has, and goes on where it was.
+func TestPacketRing(t *testing.T) {
+	cable(t, 1500)
+	from := openPacket(t, "left", FilterResponses(0))
+	to, err := OpenPacket("right", PacketConfig{Filter: FilterRequests(7), Buffer: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = to.Close() }()
+	readable := func() bool {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(to.FD()), Events: unix.POLLIN}}, 0)
+		return n > 0 && err == nil
+	}
+	next := uint32(0x80000000)
+	send := func(n int) (want string) {
+		var tags []string
+		for range n {
+			next++
+			sendAll(t, from, request(next).from(t, macLeft, macRight))
+			tags = append(tags, fmt.Sprintf("%08x", next))
+		}
+		return strings.Join(tags, " ")
+	}
+	slots := to.in.slots
+	if slots < 30 {
+		t.Fatalf("%d slots in a ring of a block", slots)
+	}
+	dst := make([][]byte, 2*slots)
+	for round := range 3 { // it begins elsewhere in the ring each time
+		send(slots / 3)
+		if n, err := to.Receive(dst); n != slots/3 || err != nil {
+			t.Fatalf("round %d: received %d: %v", round, n, err)
+		}
+		to.Return()
+		want := send(slots)
+		send(7)
+		n, err := to.Receive(dst)
+		if got := tags(dst[:n]); got != want || err != nil {
+			t.Fatalf("round %d: received %q, %v; sent %q", round, got, err, want)
+		}
+		send(3) // what is lent is not written to
+		if got := tags(dst[:n]); got != want || !readable() {
+			t.Errorf("round %d: lent frames are now %q, readable %t", round, got, readable())
+		}
+		to.Return()
+		if readable() {
+			t.Errorf("round %d: readable with an empty ring", round)
+		}
+		if s, err := to.Stats(); s.Dropped != uint64(10*(round+1)) || err != nil {
+			t.Errorf("round %d: %+v, %v", round, s, err)
+		}
+	}
+}
+
 func TestPacketInterfaceDown(t *testing.T) {
 	cable(t, 1500)
 	from, to := openPacket(t, "left", FilterResponses(0)), openPacket(t, "right", FilterRequests(7))

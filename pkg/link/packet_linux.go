@@ -11,42 +11,48 @@ import (
 	"github.com/aoe-csi/aoe-csi/pkg/pool"
 )
 
+// StandardLen is the longest frame of an interface with the usual MTU of 1500, in bytes, Ethernet header included. Every config string fits.
+const StandardLen = 1514
+
 const (
 	// ethernetLen is what a frame has beside the MTU's bytes.
 	ethernetLen = 14
-	// packetBatch is how many frames one system call moves.
+	// packetBatch is how many frames one system call sends.
 	packetBatch = 64
-	// defaultBuffer is the socket's queue in bytes. The kernel charges more than a frame's length for it, so this holds
-	// some 500 large frames.
-	defaultBuffer = 8 << 20
+	// defaultBuffer is the size of the receive ring in bytes: 448 frames of 9000 bytes.
+	defaultBuffer = 4 << 20
+	// sendBuffer is how much the socket's send queue may hold, in bytes, as the kernel charges for it.
+	sendBuffer = 8 << 20
 )
 
 // PacketConfig says what a packet link receives.
 type PacketConfig struct {
 	// Filter is required: without one a link would get every AoE frame of the segment.
 	Filter Filter
-	// Buffer is the size of the socket's send and of its receive queue in bytes; 0 means 8 MiB.
+	// Buffer is the size of the receive ring in bytes, which the kernel keeps in memory; 0 means 4 MiB.
 	Buffer int
+	// Longest is the longest frame to be received, Ethernet header included; 0 means what the MTU allows. Longer ones are dropped.
+	Longest int
 }
 
 // PacketStats counts since the link was opened.
 type PacketStats struct {
-	// Dropped frames found the receive queue full.
+	// Dropped frames found the receive ring full.
 	Dropped uint64
-	// Truncated frames were longer than the MTU and were not lent.
+	// Truncated frames were longer than the MTU, or Longest, and were not lent.
 	Truncated uint64
 }
 
 // Packet is a Link over AF_PACKET on one interface: of a bond or a bridge the master, not a port, which receives nothing. It copies: frames are free again when Send returns. Needs CAP_NET_RAW.
 type Packet struct {
 	name    string
-	filter  Filter
+	cfg     PacketConfig
 	fd      int
 	ifindex int32
 	mac     [6]byte
 	mtu     int
 	out     *sender
-	in      *receiver
+	in      *ring
 	stats   PacketStats
 }
 
@@ -62,8 +68,11 @@ func OpenPacket(ifname string, c PacketConfig) (*Packet, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open packet link %s: %w", ifname, os.NewSyscallError("socket", err))
 	}
-	l := &Packet{name: ifname, filter: c.Filter, fd: fd, out: newSender(packetBatch, true)}
-	if err := l.configure(c); err != nil {
+	if c.Buffer == 0 {
+		c.Buffer = defaultBuffer
+	}
+	l := &Packet{name: ifname, cfg: c, fd: fd, out: newSender(packetBatch, true)}
+	if err := l.configure(); err != nil {
 		return nil, errors.Join(fmt.Errorf("open packet link %s: %w", ifname, err), l.Close())
 	}
 	if err := l.Refresh(); err != nil {
@@ -72,11 +81,8 @@ func OpenPacket(ifname string, c PacketConfig) (*Packet, error) {
 	return l, nil
 }
 
-func (l *Packet) configure(c PacketConfig) error {
-	if c.Buffer == 0 {
-		c.Buffer = defaultBuffer
-	}
-	if err := setBuffers(l.fd, c.Buffer); err != nil {
+func (l *Packet) configure() error {
+	if err := setBuffers(l.fd, sendBuffer); err != nil {
 		return err
 	}
 	if err := unix.SetsockoptInt(l.fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1); err != nil {
@@ -117,34 +123,49 @@ func (l *Packet) Refresh() error {
 	if err != nil {
 		return fmt.Errorf("refresh %s: %w", l.name, err)
 	}
+	if l.in == nil || now.mtu != l.mtu {
+		if err := l.makeRing(now.mtu); err != nil {
+			return fmt.Errorf("refresh %s: %w", l.name, err)
+		}
+		l.mtu = now.mtu
+	}
 	if now.index != l.ifindex {
 		if err := l.bind(now.index); err != nil {
 			return fmt.Errorf("refresh %s: %w", l.name, err)
 		}
 	}
 	l.mac = now.mac
-	if l.in == nil || now.mtu != l.mtu {
-		in, err := newReceiver(packetBatch, now.mtu+ethernetLen)
-		if err != nil {
-			return fmt.Errorf("refresh %s: %w", l.name, err)
-		}
-		old := l.in
-		l.in, l.mtu = in, now.mtu
-		if old != nil {
-			if err := old.close(); err != nil {
-				return fmt.Errorf("refresh %s: %w", l.name, err)
-			}
-		}
-	}
 	if !now.up {
 		return fmt.Errorf("refresh %s: %w", l.name, ErrDown)
 	}
 	return nil
 }
 
+// makeRing gives the socket a ring for an MTU, in place of the one that it has.
+func (l *Packet) makeRing(mtu int) error {
+	longest := mtu + ethernetLen
+	if l.cfg.Longest > 0 {
+		longest = min(longest, l.cfg.Longest)
+	}
+	if l.in != nil {
+		l.stats.Truncated += l.in.truncated
+		old := l.in
+		l.in = nil
+		if err := old.close(l.fd); err != nil {
+			return err
+		}
+	}
+	in, err := newRing(l.fd, longest, l.cfg.Buffer)
+	if err != nil {
+		return err
+	}
+	l.in = in
+	return nil
+}
+
 // bind moves the socket to an interface, with the filter in force before the first frame.
 func (l *Packet) bind(ifindex int32) error {
-	if err := attachFilter(l.fd, l.filter.on(ifindex)); err != nil {
+	if err := attachFilter(l.fd, l.cfg.Filter.on(ifindex)); err != nil {
 		return err
 	}
 	addr := &unix.SockaddrLinklayer{Protocol: htons(etherType), Ifindex: int(ifindex)}
@@ -181,24 +202,24 @@ func (l *Packet) Send(frames []*pool.Frame) (int, error) {
 
 // Receive implements Link.
 func (l *Packet) Receive(dst [][]byte) (int, error) {
-	got, errno := l.in.receive(l.fd, len(dst))
-	if errno != 0 {
-		if errno == unix.EAGAIN {
-			return 0, nil
-		}
+	if l.in == nil {
+		return 0, ErrDown
+	}
+	l.in.giveBack()
+	if n := l.in.receive(dst); n > 0 {
+		return n, nil
+	}
+	if errno := pending(l.fd); errno != 0 {
 		return 0, l.failed("receive", errno)
 	}
-	n := 0
-	for i := range got {
-		b, cut := l.in.message(i)
-		if cut {
-			l.stats.Truncated++
-			continue
-		}
-		dst[n] = b
-		n++
+	return 0, nil
+}
+
+// Return implements Link.
+func (l *Packet) Return() {
+	if l.in != nil {
+		l.in.giveBack()
 	}
-	return n, nil
 }
 
 // failed says what an errno means. The socket keeps working when the interface comes back up.
@@ -217,7 +238,11 @@ func (l *Packet) Stats() (PacketStats, error) {
 		return l.stats, fmt.Errorf("statistics of %s: %w", l.name, os.NewSyscallError("getsockopt", err))
 	}
 	l.stats.Dropped += uint64(s.Drops) // the kernel's count starts again with every reading
-	return l.stats, nil
+	stats := l.stats
+	if l.in != nil {
+		stats.Truncated += l.in.truncated
+	}
+	return stats, nil
 }
 
 // Close implements Link. It ends the loan of received frames.
@@ -228,7 +253,8 @@ func (l *Packet) Close() error {
 	err := os.NewSyscallError("close", unix.Close(l.fd))
 	l.fd = -1
 	if l.in != nil {
-		err = errors.Join(err, l.in.close())
+		err = errors.Join(err, l.in.close(-1))
+		l.in = nil
 	}
 	if err != nil {
 		return fmt.Errorf("close %s: %w", l.name, err)

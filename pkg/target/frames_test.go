@@ -80,6 +80,9 @@ type nullLink struct {
 	mtu int
 }
 
+// Return implements link.Link: the frames are copies.
+func (nullLink) Return() {}
+
 func (l nullLink) Name() string                  { return "null" }
 func (l nullLink) MAC() [6]byte                  { return link.LocalTargetMAC }
 func (l nullLink) MTU() int                      { return l.mtu }

@@ -117,6 +117,7 @@ func (p *port) turn() (busy bool, err error) {
 	for _, frame := range p.rx[:n] {
 		p.handle(frame)
 	}
+	p.link.Return()
 	if err != nil {
 		return false, err
 	}
