@@ -65,7 +65,7 @@ test-race: ## the same under the race detector
 test-net: ## AF_PACKET and devices in network namespaces (root)
 	@hack/test.sh net
 
-test-fencing: ## 100 hand-overs between two initiators, in network namespaces (root; a part of test-net)
+test-fencing: ## 100 hand-overs between two initiators, in network namespaces (root; a part of test-net; FULL=1: also between two nodes of a cluster)
 	@hack/test.sh fencing
 
 test-flood: ## malformed, forged and spoofed frames beside a verified load, in network namespaces (root; a part of test-net)

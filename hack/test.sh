@@ -11,7 +11,7 @@
 #   static   pools of LUNs that are there already       fencing, flood   parts of "net" that print figures
 #
 # "static" is in unit, net and interop, shortened; by itself it is run in full. CLUSTER=1 runs its part in the cluster, too.
-# FRONTEND=ublk or nbd has the suites in VMs use that front end alone; FULL=1 runs in full what "faults", "powercut", "recovery" and "cluster" shorten.
+# FRONTEND=ublk or nbd has the suites in VMs use that front end alone; FULL=1 runs in full what "faults", "powercut", "recovery", "fencing" and "cluster" shorten.
 # Logs, and what tests left for inspection, are in $CACHE/results.
 set -euo pipefail
 source "$(dirname "$0")/lib/common.sh"
@@ -36,7 +36,7 @@ figures() {
 
 # static_suite: point by point what pools of LUNs that are there already have to show.
 static_suite() {
-  local status=0 part passed=0 failed=0 p f
+  local status=0
   say "in namespaces: real vblades, restarts at every point, aoetools, 2,000 simulated targets"
   figures static-wire -count=1 -tags integration ./pkg/inband || status=1
   figures static-vblade -count=1 -tags integration -run '^Test(PoolOfRealVblades|VbladeRestarts|AttachByUnicast)$' ./pkg/shelf -restart-rounds 10 || status=1
@@ -50,12 +50,32 @@ static_suite() {
     count_log e2e "$RESULTS/cluster.log" >"$RESULTS/static-cluster.count"
     set -- "$@" static-cluster
   fi
+  sum_counts static "$@"
+  return $status
+}
+
+# fencing_suite: a hundred hand-overs between initiators in namespaces; with FULL=1 also between two nodes of a cluster.
+fencing_suite() {
+  local status=0
+  go_suite fencing-segment -count=1 -tags integration -run TestFencing ./test/segment || status=1
+  set -- fencing-segment
+  if [ "${FULL:-}" = 1 ]; then
+    "$ROOT/hack/cluster-test.sh" -run '^TestFencing$' || status=1
+    count_log e2e "$RESULTS/cluster.log" >"$RESULTS/fencing-cluster.count"
+    set -- "$@" fencing-cluster
+  fi
+  sum_counts fencing "$@"
+  return $status
+}
+
+# sum_counts NAME PART…: the counts of a suite's parts.
+sum_counts() {
+  local name=$1 part passed=0 failed=0 p f; shift
   for part; do
     read -r p f <"$RESULTS/$part.count"
     passed=$((passed + p)) failed=$((failed + f))
   done
-  echo "$passed $failed" >"$RESULTS/static.count"
-  return $status
+  echo "$passed $failed" >"$RESULTS/$name.count"
 }
 
 # vm_suite NAME PACKAGE…: test/vm packages. The console is shown as it comes; counted are the logs that the guest left.
@@ -96,7 +116,7 @@ suite() {
     race) CGO_ENABLED=1 go_suite race -race ./pkg/... ;;
     # shellcheck disable=SC2046
     net) need_root; "$ROOT/hack/deps.sh" vm; go_suite net -count=1 -tags integration $(integration_packages) ;;
-    fencing) need_root; go_suite fencing -count=1 -tags integration -run TestFencing ./test/segment ;;
+    fencing) need_root; fencing_suite ;;
     flood) need_root; go_suite flood -count=1 -tags integration -run TestFlood ./test/segment ;;
     sanity) vm_suite sanity sanity ;;
     interop) vm_suite interop interop ;;

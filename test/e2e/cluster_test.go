@@ -35,7 +35,7 @@ const (
 // begin gives a test its context and prints a diagnosis if the test fails.
 func begin(t *testing.T) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Minute)
 	t.Cleanup(func() {
 		cancel()
 		if t.Failed() {
