@@ -47,7 +47,10 @@ type shelfProxyOptions struct {
 	policy         string
 	runDir         string
 	segment        string
+	labels         map[string]string
+	synchronous    bool
 	listen         string
+	metrics        string
 	tls            shelf.TLSFiles
 }
 
@@ -73,7 +76,10 @@ it the target's reservation; a target that forgot them gets them back.`,
 	flags.StringVar(&opt.policy, "claim-policy", policyBlank, `"blank-only" refuses a LUN with anything in its first or last MiB, "wipe" overwrites it`)
 	flags.StringVar(&opt.runDir, "run-dir", "/run/aoe-csi", "where the socket shelf-N-api.sock is made")
 	flags.StringVar(&opt.segment, "segment", "default", "name of the Ethernet segment, as the driver's topology has it")
+	flags.StringToStringVar(&opt.labels, "label", nil, "labels by which a StorageClass's shelfSelector finds the shelf, such as tier=ssd")
+	flags.BoolVar(&opt.synchronous, "synchronous", false, "the targets answer a write when it is on stable storage (vblade -s), so that it does no harm if their flush does nothing")
 	flags.StringVar(&opt.listen, "listen", "", "address of the shelf API with mutual TLS, such as :7420; empty: on the unix socket only")
+	flags.StringVar(&opt.metrics, "metrics", "", "address of Prometheus metrics, plain HTTP, such as :9420: what LUNs there are, and how far scrubbing is; empty: none")
 	flags.StringVar(&opt.tls.Cert, "tls-cert", "", "the shelf's certificate, PEM; read again at every connection")
 	flags.StringVar(&opt.tls.Key, "tls-key", "", "its private key, PEM")
 	flags.StringVar(&opt.tls.CA, "tls-ca", "", "certificate of the authority whose clients are let in, PEM")
@@ -134,9 +140,9 @@ func runShelfProxy(ctx context.Context, opt shelfProxyOptions) error {
 		return err
 	}
 	cfg := shelf.ProxyConfig{
-		Shelf: opt.shelf, Slots: slots, Wipe: opt.policy == policyWipe,
+		Shelf: opt.shelf, Slots: slots, Wipe: opt.policy == policyWipe, Synchronous: opt.synchronous,
 		UUID: fmt.Sprintf("%x", sha256.Sum256(fmt.Appendf(nil, "aoe-csi shelf-proxy %s %d", opt.segment, opt.shelf)))[:32],
-		Info: shelf.Info{Version: version, Segment: opt.segment, Interfaces: opt.interfaces},
+		Info: shelf.Info{Version: version, Segment: opt.segment, Interfaces: opt.interfaces, Labels: opt.labels},
 	}
 	if opt.store != "kubernetes" {
 		if opt.leaderElection {
@@ -236,6 +242,9 @@ func serveShelfProxy(ctx context.Context, opt shelfProxyOptions, cfg shelf.Proxy
 			return errors.Join(fmt.Errorf("listen for the shelf API: %w", err), local.Close())
 		}
 		group.Go(func() error { return shelf.Serve(ctx, remote, proxy, creds) })
+	}
+	if opt.metrics != "" {
+		group.Go(func() error { serveMetrics(ctx, opt.metrics, proxy); return nil })
 	}
 	klog.InfoS("Shelf's proxy serves", "shelf", opt.shelf, "slots", opt.slots, "policy", opt.policy, "interfaces", opt.interfaces, "api", opt.listen)
 	return group.Wait()

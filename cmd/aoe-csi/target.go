@@ -36,6 +36,7 @@ type targetOptions struct {
 	dir        string
 	runDir     string
 	segment    string
+	labels     map[string]string
 	listen     string
 	tls        shelf.TLSFiles
 	lockMemory bool
@@ -62,6 +63,7 @@ unix socket, until it gets SIGTERM. LUNs are made and removed through the shelf 
 	flags.StringSliceVar(&opt.interfaces, "interface", nil, "Ethernet interfaces to serve; none: every network card that is up")
 	flags.StringVar(&opt.dir, "dir", "/var/lib/aoe-csi/target", "where LUNs and their metadata are")
 	flags.StringVar(&opt.runDir, "run-dir", "/run/aoe-csi", "where the sockets shelf-N.sock and shelf-N-api.sock are made")
+	flags.StringToStringVar(&opt.labels, "label", nil, "labels by which a StorageClass's shelfSelector finds the shelf, such as tier=ssd")
 	flags.StringVar(&opt.segment, "segment", "default", "name of the Ethernet segment, as the driver's topology has it")
 	flags.StringVar(&opt.listen, "listen", "", "address of the shelf API with mutual TLS, such as :7420; empty: on the unix socket only")
 	flags.StringVar(&opt.tls.Cert, "tls-cert", "", "the shelf's certificate, PEM; read again at every connection")
@@ -204,7 +206,7 @@ func serveTarget(ctx context.Context, s *target.Shelf, opt targetOptions, creds 
 	for _, mac := range macsOf(opt.interfaces) {
 		macs = append(macs, mac.String())
 	}
-	api := shelf.NewServer(s, shelf.Info{Version: version, Segment: opt.segment, Interfaces: opt.interfaces, MACs: macs, Allocations: heap.Allocations})
+	api := shelf.NewServer(s, shelf.Info{Version: version, Segment: opt.segment, Interfaces: opt.interfaces, Labels: opt.labels, MACs: macs, Allocations: heap.Allocations})
 	group, ctx := errgroup.WithContext(ctx)
 	for _, name := range opt.interfaces {
 		group.Go(func() error { return serveInterface(ctx, s, name, opt.interfaces) })

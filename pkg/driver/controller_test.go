@@ -126,6 +126,7 @@ func TestCreateVolumeBadRequests(t *testing.T) {
 		{"parameter in wrong case", parameter("Shelf", "7"), codes.InvalidArgument, `"Shelf"`},
 		{"shelf no number", parameter("shelf", "seven"), codes.InvalidArgument, `shelf is "seven"`},
 		{"shelf negative", parameter("shelf", "-1"), codes.InvalidArgument, "-1"},
+		{"shelf selector", parameter("shelfSelector", "tier in ssd"), codes.InvalidArgument, "shelfSelector"},
 		{"shelf broadcast", parameter("shelf", "65535"), codes.InvalidArgument, "65534"},
 		{"wrong fstype parameter", parameter("csi.storage.k8s.io/fstype", "ntfs"), codes.InvalidArgument, `"ntfs"`},
 		{"front end", parameter("frontend", "iscsi"), codes.InvalidArgument, `"iscsi"`},
@@ -174,6 +175,7 @@ func TestCreateVolume(t *testing.T) {
 		VolumeCapabilities: []*csi.VolumeCapability{mountCapability("xfs")},
 		Parameters: map[string]string{
 			"shelf": "7", "mkfsOptions": " -L  data ", "frontend": "nbd", "deadTime": "90s", "onlineExpansion": "true",
+			"shelfSelector":    "tier = ssd, rack in (2, 1)",
 			parameterClaimName: "data", parameterClaimNamespace: "shop", parameterVolumeName: "pv-1",
 		},
 		AccessibilityRequirements: &csi.TopologyRequirement{
@@ -184,7 +186,8 @@ func TestCreateVolume(t *testing.T) {
 	shelf := uint16(7)
 	want := volume.CreateRequest{
 		Name: "pvc-1", RequiredBytes: 400<<20 + 1, LimitBytes: 1 << 30, Segments: []string{"b", "a"}, Claim: "shop/data",
-		Parameters: volume.Parameters{Shelf: &shelf, FSType: "xfs", MkfsOptions: "-L data", Frontend: "nbd", DeadTime: 90 * time.Second, OnlineExpansion: true},
+		Parameters: volume.Parameters{Shelf: &shelf, FSType: "xfs", MkfsOptions: "-L data", Frontend: "nbd", DeadTime: 90 * time.Second, OnlineExpansion: true,
+			ShelfSelector: "rack in (1,2),tier=ssd"},
 	}
 	got := volumes.last
 	if !got.Parameters.Equal(want.Parameters) || !slices.Equal(got.Segments, want.Segments) || got.Claim != want.Claim ||

@@ -29,6 +29,7 @@ const (
 // Parameters of a StorageClass.
 const (
 	ParameterShelf       = "shelf"                     // number of the shelf; absent: the one with most room
+	ParameterShelves     = "shelfSelector"             // by labels of shelves; absent: any
 	ParameterFSType      = "csi.storage.k8s.io/fstype" // "ext4" (default) or "xfs"
 	ParameterMkfsOptions = "mkfsOptions"
 	ParameterFrontend    = "frontend"        // "auto" (default), "ublk" or "nbd"

@@ -29,6 +29,8 @@ func parseParameters(parameters map[string]string) (p volume.Parameters, claim s
 		switch key {
 		case ParameterShelf:
 			p.Shelf, err = parseShelf(value)
+		case ParameterShelves:
+			p.ShelfSelector, err = parseShelfSelector(value)
 		case ParameterFSType:
 			p.FSType, err = parseFSType(value)
 		case ParameterMkfsOptions:
@@ -42,7 +44,7 @@ func parseParameters(parameters map[string]string) (p volume.Parameters, claim s
 		case parameterClaimName, parameterClaimNamespace, parameterVolumeName:
 		default:
 			err = invalid("parameter %q is not known; known are %s", key, strings.Join([]string{
-				ParameterShelf, ParameterFSType, ParameterMkfsOptions, ParameterFrontend, ParameterDeadTime, ParameterExpansion}, ", "))
+				ParameterShelf, ParameterShelves, ParameterFSType, ParameterMkfsOptions, ParameterFrontend, ParameterDeadTime, ParameterExpansion}, ", "))
 		}
 		if err != nil {
 			return volume.Parameters{}, "", err
@@ -61,6 +63,14 @@ func parseShelf(value string) (*uint16, error) {
 	}
 	shelf := uint16(number)
 	return &shelf, nil
+}
+
+func parseShelfSelector(value string) (string, error) {
+	selector, err := volume.ParseShelfSelector(value)
+	if err != nil {
+		return "", invalid("parameter %s: %v", ParameterShelves, err)
+	}
+	return selector, nil
 }
 
 func parseFSType(value string) (string, error) {

@@ -269,13 +269,13 @@ func (c *Client) post(x *exchange, put func(b []byte, h *aoe.Header) int) error 
 	return nil
 }
 
-// exchange sends a request to a target's path, up to tries times, and returns the answer; RefusedError if that is an error.
-func (c *Client) exchange(ctx context.Context, to Path, tries int, put func(b []byte, h *aoe.Header) int) (aoe.Frame, error) {
+// exchange sends a request to a target's path and returns the answer; RefusedError if that is an error.
+func (c *Client) exchange(ctx context.Context, to Path, how asking, put func(b []byte, h *aoe.Header) int) (aoe.Frame, error) {
 	p := c.port(to)
 	if p == nil {
 		return nil, fmt.Errorf("%s over %s: %w", to.Addr, to.Interface, ErrNoInterface)
 	}
-	x := &exchange{port: p, addr: to.Addr, mac: to.MAC, tries: tries, timeout: firstTimeout, result: make(chan []byte, 1)}
+	x := &exchange{port: p, addr: to.Addr, mac: to.MAC, tries: how.tries, timeout: how.timeout, result: make(chan []byte, 1)}
 	if err := c.post(x, put); err != nil {
 		return nil, err
 	}

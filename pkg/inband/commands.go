@@ -4,14 +4,21 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/aoe-csi/aoe-csi/pkg/aoe"
 )
 
-const (
-	// askTries is how often a question is sent, probeTries one that some targets never answer.
-	askTries   = 5
-	probeTries = 3
+// asking is how often a command is sent, and how long after the first time for the second, which doubles.
+type asking struct {
+	tries   int
+	timeout time.Duration
+}
+
+var (
+	persistently = asking{5, firstTimeout}
+	probing      = asking{3, firstTimeout}     // what some targets never answer
+	patiently    = asking{2, 30 * time.Second} // what may take long
 )
 
 // ErrFailed says that the target executed the command and that it failed.
@@ -53,7 +60,7 @@ func (c *Client) ForceConfig(ctx context.Context, to Path, text string) error {
 }
 
 func (c *Client) config(ctx context.Context, to Path, command aoe.ConfigCommand, text string) (Answer, error) {
-	f, err := c.exchange(ctx, to, askTries, func(b []byte, h *aoe.Header) int {
+	f, err := c.exchange(ctx, to, persistently, func(b []byte, h *aoe.Header) int {
 		return aoe.PutConfig(b, h, &aoe.ConfigFields{Command: command, ConfigString: []byte(text)})
 	})
 	if err != nil {
@@ -68,7 +75,7 @@ func (c *Client) config(ctx context.Context, to Path, command aoe.ConfigCommand,
 
 // Identify returns the 512 bytes of IDENTIFY DEVICE.
 func (c *Client) Identify(ctx context.Context, to Path) (aoe.Identify, error) {
-	data, err := c.ata(ctx, to, aoe.ATAFields{Sectors: 1, Command: aoe.ATAIdentify, Device: 0xa0}, nil, 1)
+	data, err := c.ata(ctx, to, persistently, aoe.ATAFields{Sectors: 1, Command: aoe.ATAIdentify, Device: 0xa0}, nil, 1)
 	if err != nil {
 		return nil, fmt.Errorf("identify: %w", err)
 	}
@@ -82,7 +89,7 @@ func (c *Client) Identify(ctx context.Context, to Path) (aoe.Identify, error) {
 // Read reads sectors; as many as the path takes in a frame at most.
 func (c *Client) Read(ctx context.Context, to Path, lba uint64, sectors int) ([]byte, error) {
 	fields := aoe.ATAFields{Flags: aoe.ATAExtended, Sectors: uint8(sectors), Command: aoe.ATAReadExt, LBA: lba}
-	data, err := c.ata(ctx, to, fields, nil, sectors)
+	data, err := c.ata(ctx, to, persistently, fields, nil, sectors)
 	if err != nil {
 		return nil, fmt.Errorf("read %d sectors at %d: %w", sectors, lba, err)
 	}
@@ -94,7 +101,7 @@ func (c *Client) Read(ctx context.Context, to Path, lba uint64, sectors int) ([]
 func (c *Client) Write(ctx context.Context, to Path, lba uint64, data []byte) error {
 	sectors := len(data) / aoe.SectorSize
 	fields := aoe.ATAFields{Flags: aoe.ATAExtended | aoe.ATAWrite, Sectors: uint8(sectors), Command: aoe.ATAWriteExt, LBA: lba}
-	if _, err := c.ata(ctx, to, fields, data, 0); err != nil {
+	if _, err := c.ata(ctx, to, persistently, fields, data, 0); err != nil {
 		return fmt.Errorf("write %d sectors at %d: %w", sectors, lba, err)
 	}
 	return nil
@@ -102,16 +109,16 @@ func (c *Client) Write(ctx context.Context, to Path, lba uint64, data []byte) er
 
 // Flush makes what was written durable, as far as the target does so.
 func (c *Client) Flush(ctx context.Context, to Path) error {
-	_, err := c.ata(ctx, to, aoe.ATAFields{Flags: aoe.ATAExtended, Command: aoe.ATAFlushExt}, nil, 0)
+	_, err := c.ata(ctx, to, patiently, aoe.ATAFields{Flags: aoe.ATAExtended, Command: aoe.ATAFlushExt}, nil, 0)
 	if errors.Is(err, ErrFailed) {
-		_, err = c.ata(ctx, to, aoe.ATAFields{Command: aoe.ATAFlush, Device: 0xa0}, nil, 0)
+		_, err = c.ata(ctx, to, persistently, aoe.ATAFields{Command: aoe.ATAFlush, Device: 0xa0}, nil, 0)
 	}
 	return err
 }
 
 // ata executes an ATA command and returns the sectors it answers.
-func (c *Client) ata(ctx context.Context, to Path, fields aoe.ATAFields, data []byte, sectors int) ([]byte, error) {
-	f, err := c.exchange(ctx, to, askTries, func(b []byte, h *aoe.Header) int {
+func (c *Client) ata(ctx context.Context, to Path, how asking, fields aoe.ATAFields, data []byte, sectors int) ([]byte, error) {
+	f, err := c.exchange(ctx, to, how, func(b []byte, h *aoe.Header) int {
 		n := aoe.PutATA(b, h, &fields)
 		return n + copy(b[n:], data)
 	})
@@ -133,23 +140,23 @@ var ErrReserved = errors.New("target is reserved by others")
 
 // Reservation reads who may use the target: empty is everybody.
 func (c *Client) Reservation(ctx context.Context, to Path) ([]aoe.MAC, error) {
-	return c.reserve(ctx, to, aoe.ReserveRead, nil, probeTries)
+	return c.reserve(ctx, to, aoe.ReserveRead, nil, probing)
 }
 
 // Reserve replaces the list if it is empty or has the sender's MAC, atomically; else ErrReserved.
 func (c *Client) Reserve(ctx context.Context, to Path, macs []aoe.MAC) error {
-	_, err := c.reserve(ctx, to, aoe.ReserveSet, macs, askTries)
+	_, err := c.reserve(ctx, to, aoe.ReserveSet, macs, persistently)
 	return err
 }
 
 // ForceReserve replaces the list whoever has it; an empty one lets everybody in.
 func (c *Client) ForceReserve(ctx context.Context, to Path, macs []aoe.MAC) error {
-	_, err := c.reserve(ctx, to, aoe.ReserveForceSet, macs, askTries)
+	_, err := c.reserve(ctx, to, aoe.ReserveForceSet, macs, persistently)
 	return err
 }
 
-func (c *Client) reserve(ctx context.Context, to Path, command aoe.ReserveCommand, macs []aoe.MAC, tries int) ([]aoe.MAC, error) {
-	f, err := c.exchange(ctx, to, tries, func(b []byte, h *aoe.Header) int { return aoe.PutReserve(b, h, command, macs) })
+func (c *Client) reserve(ctx context.Context, to Path, command aoe.ReserveCommand, macs []aoe.MAC, how asking) ([]aoe.MAC, error) {
+	f, err := c.exchange(ctx, to, how, func(b []byte, h *aoe.Header) int { return aoe.PutReserve(b, h, command, macs) })
 	var refused *RefusedError
 	if errors.As(err, &refused) && refused.Code == aoe.ErrorReserved {
 		err = ErrReserved
@@ -170,7 +177,7 @@ func (c *Client) reserve(ctx context.Context, to Path, command aoe.ReserveComman
 
 // Masked reads the MAC mask list: who sees the target; empty is everybody.
 func (c *Client) Masked(ctx context.Context, to Path) ([]aoe.MAC, error) {
-	f, err := c.exchange(ctx, to, probeTries, func(b []byte, h *aoe.Header) int { return aoe.PutMACMask(b, h, aoe.MaskRead, nil) })
+	f, err := c.exchange(ctx, to, probing, func(b []byte, h *aoe.Header) int { return aoe.PutMACMask(b, h, aoe.MaskRead, nil) })
 	if err != nil {
 		return nil, fmt.Errorf("mask list: %w", err)
 	}

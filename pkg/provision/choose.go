@@ -89,55 +89,64 @@ type verdict struct {
 	why      []string
 	silent   []error // of those that might have been it and did not say
 	matched  bool    // one was the kind of shelf asked for
-	everFits bool    // and could hold the volume if it were empty
+	everFits bool    // and could hold the volume if it were empty, or took it
 }
 
-// choose returns the shelf with most free space among those where the volume fits.
+// choose returns, among the shelves where the volume fits, the one with most free space that makes LUNs, or if there is none, those that have
+// some of their own: which of these fits is still to be seen.
 // ErrUnavailable if one that did not answer might have been it, ErrOutOfRange if no shelf
 // could ever hold it, else ErrNoSpace.
-func (s *Service) choose(ctx context.Context, p volume.Parameters, segments []string, size int64, ex *exclusions) (*Surveyed, error) {
+func (s *Service) choose(ctx context.Context, p volume.Parameters, segments []string, size int64, ex *exclusions) (*Shelf, *pool, error) {
 	survey, err := s.shelves.Survey(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	var best *Surveyed
+	var fixed []Surveyed
 	var v verdict
 	for i := range survey {
 		c := &survey[i]
-		if c.Known && p.Shelf != nil && *p.Shelf != c.Number {
-			continue
-		}
-		if c.Capacity.Fixed && p.Shelf == nil {
-			v.why = append(v.why, fmt.Sprintf("shelf %d has LUNs of its own, which only a StorageClass that names it takes", c.Number))
-			continue
-		}
-		if !v.fits(c, segments, size, ex) {
-			continue
-		}
-		if best == nil || c.Capacity.AvailableBytes > best.Capacity.AvailableBytes {
+		switch {
+		case c.Known && !p.Selects(c.Number, c.Labels):
+		case c.Capacity.Fixed && !p.Names(c.Number, c.Labels):
+			v.why = append(v.why, fmt.Sprintf("shelf %d has LUNs of its own, which only a StorageClass that names it, or selects it by labels, takes", c.Number))
+		case !v.fits(c, segments, size, ex):
+		case c.Capacity.Fixed:
+			fixed = append(fixed, *c)
+		case best == nil || c.Capacity.AvailableBytes > best.Capacity.AvailableBytes:
 			best = c // of equals the lowest number: the survey is in that order
 		}
 	}
-	if best != nil {
-		return best, nil
+	switch {
+	case best != nil:
+		return best.Shelf, nil, nil
 	}
 	for _, refusal := range ex.shelves {
 		if errors.Is(refusal, volume.ErrInvalid) {
-			return nil, refusal // no room is not what is wrong
+			return nil, nil, refusal // no room is not what is wrong
 		}
 	}
+	if len(fixed) > 0 {
+		return nil, &pool{shelves: fixed, others: v}, nil
+	}
+	return nil, nil, v.failure(p, size, s.shelves.known())
+}
+
+// failure says that no shelf was chosen.
+func (v *verdict) failure(p volume.Parameters, size int64, known string) error {
 	what, unknown := "no shelf takes", "no shelf is known"
-	if p.Shelf != nil {
+	switch {
+	case p.Shelf != nil:
 		what = fmt.Sprintf("shelf %d does not take", *p.Shelf)
 		unknown = fmt.Sprintf("shelf %d is not known", *p.Shelf)
+	case p.ShelfSelector != "":
+		what = fmt.Sprintf("no shelf with %s takes", p.ShelfSelector)
+		unknown = fmt.Sprintf("no shelf with %s is known", p.ShelfSelector)
 	}
 	if len(v.why) == 0 {
-		return nil, fmt.Errorf("%w: %s; known: %s", volume.ErrUnavailable, unknown, s.shelves.known())
+		return fmt.Errorf("%w: %s; known: %s", volume.ErrUnavailable, unknown, known)
 	}
-	return nil, &noShelfError{
-		text:     fmt.Sprintf("%s %s: %s", what, humanSize(size), strings.Join(v.why, "; ")),
-		sentinel: v.sentinel(),
-	}
+	return &noShelfError{text: fmt.Sprintf("%s %s: %s", what, humanSize(size), strings.Join(v.why, "; ")), sentinel: v.sentinel()}
 }
 
 // noShelfError says for every shelf why it was not chosen, and (errors.Is) what that
@@ -186,10 +195,11 @@ func (v *verdict) fits(c *Surveyed, segments []string, size int64, ex *exclusion
 		return false
 	}
 	v.matched = true
-	v.everFits = v.everFits || c.Capacity.Fixed || size <= c.Capacity.TotalBytes
+	v.everFits = v.everFits || !c.Capacity.Fixed && size <= c.Capacity.TotalBytes
 	reason := full(c, size, ex)
 	if reason != "" {
 		v.why = append(v.why, reason)
+		v.everFits = v.everFits || c.Capacity.Fixed // one of its LUNs might have been it
 	}
 	return reason == ""
 }

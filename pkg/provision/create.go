@@ -114,16 +114,15 @@ func (s *Service) intent(ctx context.Context, req volume.CreateRequest, size int
 
 // writeIntent chooses and writes a new record; ErrExists if the name has one by now.
 func (s *Service) writeIntent(ctx context.Context, req volume.CreateRequest, size int64, ex *exclusions) (*volume.Record, error) {
-	chosen, err := s.choose(ctx, req.Parameters, req.Segments, size, ex)
+	shelf, pool, err := s.choose(ctx, req.Parameters, req.Segments, size, ex)
 	if err != nil {
 		return nil, err
 	}
-	shelf := chosen.Shelf
 	var addr aoe.Addr
-	if chosen.Capacity.Fixed {
-		addr, size, err = s.chooseOffer(ctx, chosen, size, req.LimitBytes, ex)
-	} else {
+	if shelf != nil {
 		addr, err = s.chooseSlot(ctx, shelf, ex)
+	} else {
+		shelf, addr, size, err = s.chooseOffer(ctx, pool, size, req.LimitBytes, ex)
 	}
 	if err != nil {
 		return nil, err
@@ -204,7 +203,7 @@ func describe(p volume.Parameters) string {
 	if p.Shelf != nil {
 		shelf = fmt.Sprint(*p.Shelf)
 	}
-	return fmt.Sprintf("{shelf %s, fstype %q, mkfsOptions %q, frontend %q, deadTime %s}", shelf, p.FSType, p.MkfsOptions, p.Frontend, p.DeadTime)
+	return fmt.Sprintf("{shelf %s, shelfSelector %q, fstype %q, mkfsOptions %q, frontend %q, deadTime %s}", shelf, p.ShelfSelector, p.FSType, p.MkfsOptions, p.Frontend, p.DeadTime)
 }
 
 func slotOf(rec *volume.Record) volume.Slot {

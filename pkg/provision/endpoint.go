@@ -96,7 +96,7 @@ func (e *endpoint) info(ctx context.Context) (*ShelfInfo, error) {
 	if r.GetUuid() == "" {
 		return nil, anyone.fail("", errors.New("says no UUID"))
 	}
-	return &ShelfInfo{Number: uint16(r.GetShelf()), UUID: r.GetUuid(), Segment: r.GetSegment(), Version: r.GetVersion()}, nil
+	return &ShelfInfo{Number: uint16(r.GetShelf()), UUID: r.GetUuid(), Segment: r.GetSegment(), Version: r.GetVersion(), Labels: r.GetLabels()}, nil
 }
 
 // capacity asks what room there is.

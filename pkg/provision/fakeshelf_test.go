@@ -27,8 +27,10 @@ type fakeShelf struct {
 	uuid    string
 	segment string
 	size    uint64 // bytes in all
-	steps   *steps // faults; may be nil
-	admit   func() // called before an Admit is done; may be nil
+	labels  map[string]string
+	offers  []*shelfv1.Offer // LUNs of its own; nil: it makes them
+	steps   *steps           // faults; may be nil
+	admit   func()           // called before an Admit is done; may be nil
 
 	mu    sync.Mutex
 	luns  map[uint32]*shelfv1.Lun
@@ -107,6 +109,12 @@ func (f *fakeShelf) intercept(ctx context.Context, req any, info *grpc.UnaryServ
 
 func (f *fakeShelf) setDown(down bool) { f.mu.Lock(); f.down = down; f.mu.Unlock() }
 func (f *fakeShelf) setShy(shy bool)   { f.mu.Lock(); f.shy = shy; f.mu.Unlock() }
+func (f *fakeShelf) setOffers(offers ...*shelfv1.Offer) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.offers = offers
+}
+
 func (f *fakeShelf) setFull(full bool) { f.mu.Lock(); f.full = full; f.mu.Unlock() }
 
 // count returns how many LUNs there are, and calls of a method were made.
@@ -144,13 +152,14 @@ func (f *fakeShelf) free() uint64 {
 func (f *fakeShelf) GetInfo(context.Context, *shelfv1.GetInfoRequest) (*shelfv1.GetInfoResponse, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return &shelfv1.GetInfoResponse{Shelf: f.number, Uuid: f.uuid, Segment: f.segment, MaxSlots: 255, Fences: true}, nil
+	return &shelfv1.GetInfoResponse{Shelf: f.number, Uuid: f.uuid, Segment: f.segment, MaxSlots: 255, Fences: true, Labels: f.labels}, nil
 }
 
 func (f *fakeShelf) GetCapacity(context.Context, *shelfv1.GetCapacityRequest) (*shelfv1.GetCapacityResponse, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return &shelfv1.GetCapacityResponse{TotalBytes: f.size, AvailableBytes: f.free(), MaxLunBytes: f.free(), FreeSlots: uint32(255 - len(f.luns))}, nil
+	return &shelfv1.GetCapacityResponse{TotalBytes: f.size, AvailableBytes: f.free(), MaxLunBytes: f.free(), FreeSlots: uint32(255 - len(f.luns)),
+		Fixed: f.offers != nil, Offers: f.offers}, nil
 }
 
 func (f *fakeShelf) CreateLun(_ context.Context, r *shelfv1.CreateLunRequest) (*shelfv1.Lun, error) {

@@ -34,6 +34,7 @@ type volumeFile struct {
 	ShelfUUID   string          `json:"shelfUUID,omitempty"`
 	Claim       string          `json:"claim,omitempty"`
 	Shelf       *uint16         `json:"shelf,omitempty"`
+	Selector    string          `json:"shelfSelector,omitempty"`
 	FSType      string          `json:"fsType,omitempty"`
 	MkfsOptions string          `json:"mkfsOptions,omitempty"`
 	Frontend    string          `json:"frontend,omitempty"`
@@ -59,7 +60,7 @@ type admissionFile struct {
 func newVolumeFile(r *volume.Record) *volumeFile {
 	f := &volumeFile{
 		header: header{fileFormat}, Name: r.Name, ID: r.ID.String(), SizeBytes: r.SizeBytes, ShelfBytes: r.ShelfBytes, Segment: r.Segment,
-		ShelfUUID: r.ShelfUUID, Claim: r.Claim, Shelf: r.Parameters.Shelf, FSType: r.Parameters.FSType,
+		ShelfUUID: r.ShelfUUID, Claim: r.Claim, Shelf: r.Parameters.Shelf, Selector: r.Parameters.ShelfSelector, FSType: r.Parameters.FSType,
 		MkfsOptions: r.Parameters.MkfsOptions, Frontend: r.Parameters.Frontend, Online: r.Parameters.OnlineExpansion, Phase: r.Phase, Message: r.Message,
 		Created: r.Created, Version: r.Version,
 	}
@@ -83,7 +84,7 @@ func (f *volumeFile) record() (*volume.Record, error) {
 	r := &volume.Record{
 		Name: f.Name, ID: id, SizeBytes: f.SizeBytes, ShelfBytes: f.ShelfBytes, Segment: f.Segment, ShelfUUID: f.ShelfUUID, Claim: f.Claim,
 		Parameters: volume.Parameters{Shelf: f.Shelf, FSType: f.FSType, MkfsOptions: f.MkfsOptions, Frontend: f.Frontend,
-			OnlineExpansion: f.Online},
+			OnlineExpansion: f.Online, ShelfSelector: f.Selector},
 		Phase: f.Phase, Message: f.Message, Created: f.Created, Version: f.Version,
 	}
 	if f.DeadTime != "" {

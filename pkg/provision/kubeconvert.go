@@ -37,7 +37,7 @@ func newVolumeObject(r *volume.Record) *v1alpha1.AoEVolume {
 
 func specOf(r *volume.Record) v1alpha1.AoEVolumeSpec {
 	p := v1alpha1.AoEVolumeParameters{FSType: r.Parameters.FSType, MkfsOptions: r.Parameters.MkfsOptions, Frontend: r.Parameters.Frontend,
-		OnlineExpansion: r.Parameters.OnlineExpansion}
+		OnlineExpansion: r.Parameters.OnlineExpansion, ShelfSelector: r.Parameters.ShelfSelector}
 	if r.Parameters.Shelf != nil {
 		shelf := int32(*r.Parameters.Shelf)
 		p.Shelf = &shelf
@@ -96,7 +96,8 @@ func recordOf(obj *v1alpha1.AoEVolume) (*volume.Record, error) {
 		Version:   obj.ResourceVersion,
 	}
 	p := obj.Spec.Parameters
-	r.Parameters = volume.Parameters{FSType: p.FSType, MkfsOptions: p.MkfsOptions, Frontend: p.Frontend, OnlineExpansion: p.OnlineExpansion}
+	r.Parameters = volume.Parameters{FSType: p.FSType, MkfsOptions: p.MkfsOptions, Frontend: p.Frontend, OnlineExpansion: p.OnlineExpansion,
+		ShelfSelector: p.ShelfSelector}
 	if p.Shelf != nil {
 		if *p.Shelf < 0 || *p.Shelf > int32(aoe.MaxShelf) {
 			return fail("parameters", fmt.Errorf("AoE has no shelf %d", *p.Shelf))

@@ -80,8 +80,8 @@ func (s *Service) Capacity(ctx context.Context, req volume.CapacityRequest) (vol
 		switch {
 		case c.Err != nil:
 			silent = append(silent, c.Err)
-		case req.Parameters.Shelf != nil && *req.Parameters.Shelf != c.Number:
-		case c.Capacity.Fixed && req.Parameters.Shelf == nil:
+		case !req.Parameters.Selects(c.Number, c.Labels):
+		case c.Capacity.Fixed && !req.Parameters.Names(c.Number, c.Labels):
 		case elsewhere(c, req.Segments) != "" || c.Capacity.FreeSlots == 0:
 		default:
 			total.AvailableBytes += c.Capacity.AvailableBytes

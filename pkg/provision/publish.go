@@ -46,7 +46,7 @@ func (s *Service) publish(ctx context.Context, rec *volume.Record, name string, 
 	if err != nil {
 		return nil, err
 	}
-	at, warning, err := shelf.Admit(ctx, rec.ID, adm.Node, adm.MACs)
+	at, warnings, err := shelf.Admit(ctx, rec.ID, adm.Node, adm.MACs)
 	if err != nil {
 		if errors.Is(err, volume.ErrInUse) {
 			s.withdraw(ctx, rec, name)
@@ -59,8 +59,8 @@ func (s *Service) publish(ctx context.Context, rec *volume.Record, name string, 
 	}
 	if newly {
 		s.recorder.Event(rec, EventNormal, "NodeAdmitted", fmt.Sprintf("node %s may use %s (its MACs: %s)", name, rec.ID.Addr, strings.Join(adm.MACs, ", ")))
-		if warning != "" {
-			s.recorder.Event(rec, EventWarning, "NotFenced", warning)
+		for _, w := range warnings {
+			s.recorder.Event(rec, EventWarning, w.Reason, w.Message)
 		}
 		if adm.Frontend != frontendAuto {
 			s.recorder.Event(rec, EventNormal, "FrontendSelected", fmt.Sprintf("node %s makes the device through %s: %s", name, adm.Frontend, adm.FrontendReason))

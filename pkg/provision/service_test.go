@@ -205,6 +205,7 @@ func TestCreateWithTheSameName(t *testing.T) {
 func TestChoiceOfShelf(t *testing.T) {
 	small, large, other := newFakeShelf(1), newFakeShelf(2), newFakeShelf(3)
 	small.size, large.size, other.size, other.segment = 10<<30, 20<<30, 30<<30, "b"
+	small.labels, large.labels = map[string]string{"tier": "ssd", "rack": "1"}, map[string]string{"tier": "ssd"}
 	one := uint16(1)
 	tests := []struct {
 		name string
@@ -214,6 +215,9 @@ func TestChoiceOfShelf(t *testing.T) {
 		{"most free space", volume.CreateRequest{}, 3},
 		{"most free space of the segment", volume.CreateRequest{Segments: []string{"default"}}, 2},
 		{"the one asked for", volume.CreateRequest{Parameters: volume.Parameters{Shelf: &one}}, 1},
+		{"by label", volume.CreateRequest{Parameters: volume.Parameters{ShelfSelector: "tier=ssd"}}, 2},
+		{"by labels", volume.CreateRequest{Parameters: volume.Parameters{ShelfSelector: "rack=1,tier=ssd"}}, 1},
+		{"by the absence of a label", volume.CreateRequest{Parameters: volume.Parameters{ShelfSelector: "!tier"}}, 3},
 		{"several segments", volume.CreateRequest{Segments: []string{"b", "default"}}, 3},
 	}
 	for i, tt := range tests {
@@ -225,6 +229,61 @@ func TestChoiceOfShelf(t *testing.T) {
 				t.Errorf("shelf %v, %v; want %d", v, err, tt.want)
 			}
 		})
+	}
+}
+
+// TestChoiceAmongLUNs that several shelves have: the smallest that fits, of all of them.
+func TestChoiceAmongLUNs(t *testing.T) {
+	one, two, others := newFakeShelf(1), newFakeShelf(2), newFakeShelf(3)
+	one.labels, two.labels = map[string]string{"pool": "a"}, map[string]string{"pool": "a"}
+	one.offers = []*shelfv1.Offer{{Slot: 0, SizeBytes: 8 << 20}, {Slot: 1, SizeBytes: 1 << 20}}
+	two.offers = []*shelfv1.Offer{{Slot: 5, SizeBytes: 4 << 20}, {Slot: 6, SizeBytes: 4 << 20, Refused: "is not blank"}}
+	others.offers = []*shelfv1.Offer{{Slot: 0, SizeBytes: 4 << 20}}
+	w := newWorld(t, one, two, others)
+	create := func(name, selector string) (*volume.Volume, error) {
+		return w.service.Create(t.Context(), volume.CreateRequest{
+			Name: name, RequiredBytes: 2 << 20, Parameters: volume.Parameters{ShelfSelector: selector}})
+	}
+	if v, err := create("first", "pool=a"); err != nil || v.ID.Addr.String() != "e2.5" {
+		t.Fatalf("first: %v, %v", v, err)
+	}
+	if v, err := create("second", "pool=a"); err != nil || v.ID.Addr.String() != "e1.0" {
+		t.Fatalf("second: %v, %v", v, err)
+	}
+	_, err := create("third", "pool=a")
+	if !errors.Is(err, volume.ErrNoSpace) {
+		t.Errorf("third: %v", err)
+	}
+	for _, part := range []string{"shelves 1, 2", "e1.1 has 1 MiB only", "e2.6 is not blank", "e2.5 belongs to volume first", "e1.0 belongs to volume second"} {
+		if !strings.Contains(err.Error(), part) {
+			t.Errorf("%q is not in: %v", part, err)
+		}
+	}
+	// A shelf that takes none says why, and may take one later.
+	one.setFull(true)
+	two.setOffers(&shelfv1.Offer{Slot: 6, SizeBytes: 1 << 20})
+	one.setOffers(&shelfv1.Offer{Slot: 7, SizeBytes: 8 << 20})
+	if _, err := create("third", "pool=a"); !errors.Is(err, volume.ErrNoSpace) || !strings.Contains(err.Error(), "create LUN e1.7: no shelf has room") {
+		t.Errorf("while one takes none: %v", err)
+	}
+	// A LUN that says nothing may be it.
+	one.setFull(false)
+	one.setOffers(&shelfv1.Offer{Slot: 7, Refused: "e1.7 does not answer"})
+	if _, err := create("third", "pool=a"); !errors.Is(err, volume.ErrNoSpace) || !strings.Contains(err.Error(), ": e1.7 does not answer") {
+		t.Errorf("while a LUN is silent: %v", err)
+	}
+	// What a label is not, names no shelf: there is nothing of its own to be taken.
+	others.labels = map[string]string{"pool": "b"}
+	if _, err := create("third", "pool!=a"); err == nil || !strings.Contains(err.Error(), "LUNs of its own") {
+		t.Errorf("by what it is not: %v", err)
+	}
+	// So may a shelf.
+	one.setDown(true)
+	if _, err := create("third", "pool=a"); !errors.Is(err, volume.ErrUnavailable) || !strings.Contains(err.Error(), "shelf 1") {
+		t.Errorf("while one is silent: %v", err)
+	}
+	if _, err := create("third", "pool=c"); !errors.Is(err, volume.ErrUnavailable) || !strings.Contains(err.Error(), "no shelf with pool=c is known") {
+		t.Errorf("labels that no shelf has: %v", err)
 	}
 }
 

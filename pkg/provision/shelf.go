@@ -18,6 +18,7 @@ type ShelfInfo struct {
 	UUID    string
 	Segment string
 	Version string
+	Labels  map[string]string // by which a StorageClass selects it
 }
 
 // ShelfCapacity is a shelf's room, in bytes.
@@ -37,6 +38,12 @@ type Offer struct {
 	Bytes   int64
 	Refused string // why it cannot be taken now; empty: it can
 	Data    bool   // only for what is on it
+}
+
+// Warning is what whoever trusts a LUN with data should know of it.
+type Warning struct {
+	Reason  string // of the Event: "NotFenced", "NotDurable"
+	Message string
 }
 
 // Shelf is a shelf that has just said who it is. Every call has a deadline of its own and
@@ -88,12 +95,15 @@ func (s *Shelf) GrowLun(ctx context.Context, id volume.ID, size int64) (int64, e
 }
 
 // Admit lets these MACs, the node's, use the LUN, and says at which MACs the LUN is, if that is known. ErrInUse while another node is
-// admitted. A warning is for people.
-func (s *Shelf) Admit(ctx context.Context, id volume.ID, node string, macs []string) (at []string, warning string, err error) {
+// admitted. Warnings are for people.
+func (s *Shelf) Admit(ctx context.Context, id volume.ID, node string, macs []string) (at []string, warnings []Warning, err error) {
 	lun, err := call(ctx, s, "admit node "+node+" to "+id.Addr.String(), s.end.client.Admit, &shelfv1.AdmitRequest{
 		Id: lunID(id), Admission: &shelfv1.Admission{Node: node, Macs: macs},
 	})
-	return lun.GetMacs(), lun.GetWarning(), err
+	for _, w := range lun.GetWarnings() {
+		warnings = append(warnings, Warning{Reason: w.GetReason(), Message: w.GetMessage()})
+	}
+	return lun.GetMacs(), warnings, err
 }
 
 // Expel takes the node off: when it returns nil, or ErrNotFound because the LUN is not

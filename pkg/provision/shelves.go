@@ -180,7 +180,8 @@ func (s *Shelves) learn(e *endpoint, info *ShelfInfo) {
 // Surveyed is what a shelf said in a survey, or why it said nothing.
 type Surveyed struct {
 	Number   uint16
-	Known    bool // Number is valid
+	Known    bool // Number and Labels are valid, as the shelf told them last
+	Labels   map[string]string
 	Shelf    *Shelf
 	Capacity ShelfCapacity
 	Err      error
@@ -219,7 +220,7 @@ func (s *Shelves) survey(ctx context.Context, e *endpoint) Surveyed {
 	var a Surveyed
 	s.mu.Lock()
 	if e.last != nil {
-		a.Number, a.Known = e.last.Number, true
+		a.Number, a.Labels, a.Known = e.last.Number, e.last.Labels, true
 	}
 	s.mu.Unlock()
 	info, err := e.info(ctx)
@@ -231,7 +232,7 @@ func (s *Shelves) survey(ctx context.Context, e *endpoint) Surveyed {
 		return a
 	}
 	s.learn(e, info)
-	a.Number, a.Known, a.Shelf = info.Number, true, &Shelf{Info: *info, end: e}
+	a.Number, a.Labels, a.Known, a.Shelf = info.Number, info.Labels, true, &Shelf{Info: *info, end: e}
 	a.Capacity, a.Err = a.Shelf.capacity(ctx)
 	return a
 }

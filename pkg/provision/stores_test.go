@@ -74,6 +74,7 @@ func fullRecord(name string) *volume.Record {
 		SizeBytes: 5 << 30,
 		Parameters: volume.Parameters{
 			Shelf: &seven, FSType: "xfs", MkfsOptions: "-m reflink=0 -K", Frontend: "nbd", DeadTime: 90 * time.Second, OnlineExpansion: true,
+			ShelfSelector: "tier=ssd",
 		},
 		Segment: "a", ShelfUUID: "u-7", Claim: "default/data", Phase: volume.PhasePending,
 	}

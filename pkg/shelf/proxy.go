@@ -37,6 +37,8 @@ type ProxyConfig struct {
 	Intents Intents
 	// Wipe: what is on a LUN is overwritten when a volume takes it. Else a LUN that is not blank is refused.
 	Wipe bool
+	// Synchronous: the targets answer a write when it is on stable storage (vblade -s). Else those whose flush does nothing are warned of.
+	Synchronous bool
 	// DuplicateLifetime is how long a frame that was sent twice may still be on its way; 0: 1 s.
 	DuplicateLifetime time.Duration
 }
@@ -63,6 +65,8 @@ type slot struct {
 	job     *job
 	// cleared is the volume that was scrubbed last, wiped the one that found the LUN wiped: an answer may have been lost.
 	cleared, wiped string
+	known          string    // the claim on it that is known to be of this cluster
+	quietAt        time.Time // when no frame of a job that was ended can arrive any more
 }
 
 // NewProxy asks nobody yet. Run keeps it up to date, Close ends jobs.
@@ -73,7 +77,7 @@ func NewProxy(cfg ProxyConfig) *Proxy {
 	p := &Proxy{cfg: cfg, slots: map[uint8]*slot{}}
 	p.ctx, p.stop = context.WithCancel(context.Background())
 	for _, n := range cfg.Slots {
-		p.slots[n] = &slot{addr: aoe.Addr{Shelf: cfg.Shelf, Slot: n}}
+		p.slots[n] = &slot{addr: aoe.Addr{Shelf: cfg.Shelf, Slot: n}, quietAt: time.Now().Add(cfg.DuplicateLifetime)} // of the proxy before this one
 	}
 	return p
 }
@@ -88,7 +92,7 @@ func (p *Proxy) Close() {
 func (p *Proxy) GetInfo(context.Context, *shelfv1.GetInfoRequest) (*shelfv1.GetInfoResponse, error) {
 	return &shelfv1.GetInfoResponse{
 		Shelf: uint32(p.cfg.Shelf), Uuid: p.cfg.UUID, Version: p.cfg.Info.Version, Segment: p.cfg.Info.Segment,
-		Interfaces: p.cfg.Info.Interfaces, MaxSlots: uint32(len(p.slots)),
+		Interfaces: p.cfg.Info.Interfaces, MaxSlots: uint32(len(p.slots)), DurableFlush: p.cfg.Synchronous, Labels: p.cfg.Info.Labels,
 	}, nil
 }
 
@@ -197,11 +201,27 @@ func (p *Proxy) lun(s *slot, a inband.Answer, rec *volume.Record) *shelfv1.Lun {
 		}
 	}
 	s.mu.Unlock()
-	if a.Reserve != inband.Yes {
-		l.Warning = fmt.Sprintf("%s (%s) knows no reservations: a node that was taken off can still write, and only Kubernetes keeps a second one away",
-			s.addr, inband.QuirksOf(a).Name)
-	}
+	l.Warnings = p.warnings(s, a)
 	return l
+}
+
+// warnings says what the target does not do that a volume's user counts on.
+func (p *Proxy) warnings(s *slot, a inband.Answer) []*shelfv1.Warning {
+	kind := inband.QuirksOf(a)
+	var all []*shelfv1.Warning
+	if a.Reserve != inband.Yes {
+		all = append(all, &shelfv1.Warning{Reason: "NotFenced", Message: fmt.Sprintf(
+			"%s (%s) knows no reservations: a node that was taken off can still write, and only Kubernetes keeps a second one away", s.addr, kind.Name)})
+	}
+	if does := "answers a flush without making anything durable"; !p.cfg.Synchronous && (kind.FlushLies || !a.FlushClaimed) {
+		if !a.FlushClaimed {
+			does = "knows no flush"
+		}
+		all = append(all, &shelfv1.Warning{Reason: "NotDurable", Message: fmt.Sprintf(
+			"%s (%s) %s: what was synced can be lost when its host loses power, unless each write is on stable storage when it is answered (vblade -s); then declare the pool synchronous",
+			s.addr, kind.Name, does)})
+	}
+	return all
 }
 
 // GetLun implements the API.

@@ -62,6 +62,11 @@ func vblades(sectors ...uint64) []*inbandtest.Target {
 
 func newPool(t *testing.T, wipe bool, targets ...*inbandtest.Target) *pool {
 	t.Helper()
+	return newPoolWith(t, func(c *shelf.ProxyConfig) { c.Wipe = wipe }, targets...)
+}
+
+func newPoolWith(t *testing.T, set func(*shelf.ProxyConfig), targets ...*inbandtest.Target) *pool {
+	t.Helper()
 	net := linktest.NewNetwork(1, linktest.Profile{})
 	t.Cleanup(net.Start())
 	server, err := inbandtest.Serve(net.Link(targetsMAC), targets...)
@@ -87,10 +92,12 @@ func newPool(t *testing.T, wipe bool, targets ...*inbandtest.Target) *pool {
 	for _, target := range targets {
 		slots = append(slots, target.Addr.Slot)
 	}
-	p.proxy = shelf.NewProxy(shelf.ProxyConfig{
-		Shelf: poolShelf, Slots: slots, UUID: "pool", Info: shelf.Info{Segment: "default"}, Client: p.client, Intents: p.store, Wipe: wipe,
+	cfg := shelf.ProxyConfig{
+		Shelf: poolShelf, Slots: slots, UUID: "pool", Info: shelf.Info{Segment: "default"}, Client: p.client, Intents: p.store,
 		DuplicateLifetime: time.Millisecond,
-	})
+	}
+	set(&cfg)
+	p.proxy = shelf.NewProxy(cfg)
 	t.Cleanup(p.proxy.Close)
 	p.serve()
 	service, closeIt := p.controller(p.store)
@@ -130,6 +137,7 @@ func (p *pool) look() {
 		a, err := p.client.Config(p.t.Context(), to)
 		check(p.t, err)
 		a.Sectors, a.Serial, a.Model, a.LBA48, a.Reserve = target.Sectors, target.Serial, cmp.Or(target.Model, "vblade"), true, inband.Yes
+		a.FlushClaimed = true
 		a.Reserved = target.Reserved()
 		if target.NoReserve {
 			a.Reserve = inband.No

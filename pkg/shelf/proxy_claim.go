@@ -39,6 +39,9 @@ func (p *Proxy) CreateLun(ctx context.Context, r *shelfv1.CreateLunRequest) (*sh
 	if rec.ShelfBytes > 0 { // it was made before: what is on it is the volume's
 		return p.lun(s, a, rec), p.restore(ctx, s, a, rec)
 	}
+	if err := p.alone(ctx, a); err != nil {
+		return nil, err
+	}
 	if err := p.claim(ctx, s, a, rec); err != nil {
 		return nil, err
 	}
@@ -95,6 +98,9 @@ func (p *Proxy) prepare(ctx context.Context, s *slot, a inband.Answer, rec *volu
 			return nil
 		}
 		if err := p.overwrite(s, a, claimOf(rec), "wiping"); err != nil {
+			return err
+		}
+		if err := s.awaitQuiet(ctx); err != nil {
 			return err
 		}
 		if err := p.cfg.Client.ForceConfig(ctx, a.Path, claimOf(rec).String()); err != nil {
@@ -187,16 +193,24 @@ func (p *Proxy) remove(ctx context.Context, s *slot, rec *volume.Record) error {
 	if err != nil {
 		return err
 	}
+	used := rec.ShelfBytes > 0
+	if !used {
+		p.endJob(s) // wiping
+		s.mu.Lock()
+		s.wiped = ""
+		s.mu.Unlock()
+		if err := s.awaitQuiet(ctx); err != nil {
+			return err
+		}
+	}
 	now, err := p.cfg.Client.Config(ctx, a.Path)
 	if err != nil {
 		return wireStatus(s, err)
 	}
-	used := rec.ShelfBytes > 0
 	switch mine := isClaim(now.ConfigString, string(rec.ID.Generation)); {
 	case !mine && !used:
 		return nil
 	case mine && !used:
-		s.endJob()
 		return wireStatus(s, p.release(ctx, a, nil))
 	case !mine && now.ConfigString != "":
 		return status.Errorf(codes.FailedPrecondition, "%s has the config string %q instead of the volume's: its data are not overwritten", s.addr, now.ConfigString)
@@ -211,6 +225,9 @@ func (p *Proxy) remove(ctx context.Context, s *slot, rec *volume.Record) error {
 		}
 	}
 	if err := p.overwrite(s, a, claimOf(rec), "scrubbing"); err != nil {
+		return err
+	}
+	if err := s.awaitQuiet(ctx); err != nil {
 		return err
 	}
 	// A node that was taken off and does not know it must not write to a LUN that is free.

@@ -106,7 +106,7 @@ func (p *Proxy) overwrite(s *slot, a inband.Answer, claim aoe.Claim, what string
 	j := s.job
 	if j != nil && (j.generation != claim.Generation || j.what != what) {
 		s.mu.Unlock()
-		s.endJob()
+		p.endJob(s)
 		s.mu.Lock()
 		j = nil
 	}
@@ -131,7 +131,7 @@ func (p *Proxy) overwrite(s *slot, a inband.Answer, claim aoe.Claim, what string
 		return status.Errorf(codes.Aborted, "%s: %s, %d %% done", s.addr, what, 100*j.at.Load()/max(1, j.sectors))
 	}
 	s.mu.Lock()
-	s.job = nil
+	s.job, s.quietAt = nil, time.Now().Add(p.cfg.DuplicateLifetime)
 	s.mu.Unlock()
 	if j.err != nil {
 		klog.ErrorS(j.err, "LUN could not be overwritten and stays claimed", "lun", s.addr.String(), "for", what)
@@ -141,14 +141,31 @@ func (p *Proxy) overwrite(s *slot, a inband.Answer, claim aoe.Claim, what string
 }
 
 // endJob stops a job and waits for it.
-func (s *slot) endJob() {
+func (p *Proxy) endJob(s *slot) {
 	s.mu.Lock()
 	j := s.job
 	s.job = nil
 	s.mu.Unlock()
-	if j != nil {
-		j.cancel()
-		<-j.done
+	if j == nil {
+		return
+	}
+	j.cancel()
+	<-j.done
+	s.mu.Lock()
+	s.quietAt = time.Now().Add(p.cfg.DuplicateLifetime)
+	s.mu.Unlock()
+}
+
+// awaitQuiet waits until what jobs have sent to a LUN can no longer arrive: it must not when the LUN is another volume's.
+func (s *slot) awaitQuiet(ctx context.Context) error {
+	s.mu.Lock()
+	wait := time.Until(s.quietAt)
+	s.mu.Unlock()
+	select {
+	case <-ctx.Done():
+		return status.FromContextError(ctx.Err()).Err()
+	case <-time.After(wait):
+		return nil
 	}
 }
 
@@ -183,19 +200,13 @@ func (p *Proxy) zero(ctx context.Context, j *job, a inband.Answer, claim aoe.Cla
 			return fmt.Errorf("flush: %w", err)
 		}
 	}
-	// A frame that was sent twice must not arrive when the LUN is another volume's.
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-time.After(p.cfg.DuplicateLifetime):
-		return nil
-	}
+	return nil
 }
 
 // outlives says whether what was written stays when the target's host loses power, or else a mark in the config string goes with it.
 func (p *Proxy) outlives(ctx context.Context, a inband.Answer) bool {
 	if kind := inband.QuirksOf(a); kind.FlushLies {
-		return kind.Forgets
+		return p.cfg.Synchronous || kind.Forgets
 	}
 	return p.cfg.Client.Flush(ctx, a.Path) == nil
 }

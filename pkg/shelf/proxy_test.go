@@ -70,6 +70,41 @@ func TestPoolLeavesOthersAlone(t *testing.T) {
 	}
 }
 
+// TestPoolOfTwoClusters is refused where a restart would make the other's volume look free, and allowed where claims are kept.
+func TestPoolOfTwoClusters(t *testing.T) {
+	theirs := aoe.Claim{Generation: "abcdefghijklmn23", Owner: "other/data"}.String()
+	for model, refused := range map[string]bool{"Coraid EtherDrive vblade": true, "ggaoed": false} {
+		targets := vblades(2048, 2048)
+		targets[0].Model, targets[1].Model = model, model
+		targets[1].SetConfig(theirs)
+		p := newPool(t, false, targets...)
+		_, err := p.service.Create(t.Context(), p.request("data", mib))
+		if refused {
+			if !errors.Is(err, volume.ErrNoSpace) || !strings.Contains(err.Error(), "e9.1 has the claim") || targets[0].Config() != "" {
+				t.Errorf("%s: %v, config string %q", model, err, targets[0].Config())
+			}
+			targets[1].SetConfig("") // what it answered last still says so
+			v := p.create("data", mib)
+			targets[1].SetConfig(theirs) // since it was looked at last
+			_, err = p.service.Create(t.Context(), p.request("more", mib))
+			if !errors.Is(err, volume.ErrNoSpace) || targets[1].Config() != theirs {
+				t.Errorf("claimed meanwhile: %v, config string %q", err, targets[1].Config())
+			}
+			p.finish(func() error { return p.service.Delete(t.Context(), v.ID.String()) })
+			p.look()
+			_, err = p.service.Create(t.Context(), p.request("more", mib))
+			if !errors.Is(err, volume.ErrNoSpace) || targets[0].Config() != "" {
+				t.Errorf("beside a claim that came meanwhile: %v, config string %q", err, targets[0].Config())
+			}
+			targets[1].SetConfig("")
+			_, err = p.service.Create(t.Context(), p.request("data", mib))
+		}
+		if err != nil {
+			t.Errorf("%s: %v", model, err)
+		}
+	}
+}
+
 // TestPoolFences: only the node that has the volume, across restarts of the target.
 func TestPoolFences(t *testing.T) {
 	targets := vblades(2048)
@@ -195,6 +230,31 @@ func TestPoolMarksWhatIsDurable(t *testing.T) {
 	d.CutPower()
 	if d.Used() != 0 {
 		t.Errorf("%d sectors are back, of which the mark says that they were scrubbed", d.Used())
+	}
+}
+
+// TestPoolWarnsOfLyingFlush unless the pool is declared synchronous.
+func TestPoolWarnsOfLyingFlush(t *testing.T) {
+	for model, warns := range map[string]bool{"Coraid EtherDrive vblade": true, "disk": false} {
+		targets := vblades(2048)
+		targets[0].Model = model
+		p := newPool(t, false, targets...)
+		v := p.create("data", mib)
+		if _, err := p.service.Publish(t.Context(), v.ID.String(), "n1", false); err != nil {
+			t.Fatal(err)
+		}
+		if slices.Contains(p.events, "Warning NotDurable") != warns {
+			t.Errorf("%s: events %q", model, p.events)
+		}
+	}
+	targets := vblades(2048)
+	p := newPoolWith(t, func(c *shelf.ProxyConfig) { c.Synchronous = true }, targets...)
+	v := p.create("data", mib)
+	if _, err := p.service.Publish(t.Context(), v.ID.String(), "n1", false); err != nil {
+		t.Fatal(err)
+	}
+	if slices.Contains(p.events, "Warning NotDurable") {
+		t.Errorf("synchronous, and events %q", p.events)
 	}
 }
 

@@ -27,7 +27,8 @@ type Info struct {
 	Version    string // of the software
 	Segment    string // value of topology.aoe-csi.io/segment
 	Interfaces []string
-	MACs       []string // of these
+	MACs       []string          // of these
+	Labels     map[string]string // by which a StorageClass selects the shelf
 	// Allocations counts the objects that the process has allocated; nil: not told.
 	Allocations func() uint64
 }
@@ -47,7 +48,7 @@ func NewServer(t *target.Shelf, info Info) *Server { return &Server{target: t, i
 func (s *Server) GetInfo(context.Context, *shelfv1.GetInfoRequest) (*shelfv1.GetInfoResponse, error) {
 	info := &shelfv1.GetInfoResponse{
 		Shelf: uint32(s.target.Number()), Uuid: s.target.UUID(), Version: s.info.Version, Segment: s.info.Segment,
-		Interfaces: s.info.Interfaces, MaxSlots: uint32(maxSlots), Fences: true, DurableFlush: true,
+		Interfaces: s.info.Interfaces, MaxSlots: uint32(maxSlots), Fences: true, DurableFlush: true, Labels: s.info.Labels,
 	}
 	if s.info.Allocations != nil {
 		info.HeapAllocations = s.info.Allocations()

@@ -2,7 +2,11 @@ package volume
 
 import (
 	"fmt"
+	"slices"
 	"time"
+
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/selection"
 
 	"github.com/aoe-csi/aoe-csi/pkg/aoe"
 )
@@ -76,13 +80,54 @@ func ExpandSize(current, required, limit int64) (int64, error) {
 
 // Parameters are those of a StorageClass, checked.
 type Parameters struct {
-	Shelf       *uint16       // nil: the one with most room
-	FSType      string        // "ext4", "xfs"; empty: ext4
-	MkfsOptions string        // handed to mkfs, split at spaces
-	Frontend    string        // "auto", "ublk", "nbd"
-	DeadTime    time.Duration // 0: wait for ever
+	Shelf *uint16 // nil: any
+	// ShelfSelector chooses among shelves by their labels, as ParseShelfSelector returns it; empty: it does not.
+	ShelfSelector string
+	FSType        string        // "ext4", "xfs"; empty: ext4
+	MkfsOptions   string        // handed to mkfs, split at spaces
+	Frontend      string        // "auto", "ublk", "nbd"
+	DeadTime      time.Duration // 0: wait for ever
 	// OnlineExpansion: the volume's device must be able to grow while it is in use.
 	OnlineExpansion bool
+}
+
+// ParseShelfSelector checks a selector in the syntax of Kubernetes ("tier=ssd,rack in (a, b)") and returns it without blanks and in
+// order. The error is ErrInvalid.
+func ParseShelfSelector(text string) (string, error) {
+	selector, err := labels.Parse(text)
+	if err != nil {
+		return "", fmt.Errorf("%w: shelf selector %q: %w", ErrInvalid, text, err)
+	}
+	return selector.String(), nil
+}
+
+// Names says whether it asks for this very shelf, by number or by a label that it has: only then LUNs that were there before us are
+// taken. That a label is not there, or has another value, names no shelf.
+func (p Parameters) Names(number uint16, has map[string]string) bool {
+	if p.Shelf != nil {
+		return *p.Shelf == number
+	}
+	selector, err := labels.Parse(p.ShelfSelector)
+	if err != nil || !selector.Matches(labels.Set(has)) {
+		return false
+	}
+	wanted, _ := selector.Requirements()
+	return slices.ContainsFunc(wanted, func(r labels.Requirement) bool {
+		switch r.Operator() {
+		case selection.Equals, selection.DoubleEquals, selection.In, selection.Exists, selection.GreaterThan, selection.LessThan:
+			return true
+		}
+		return false
+	})
+}
+
+// Selects says whether a shelf with this number and these labels is one of those asked for.
+func (p Parameters) Selects(number uint16, has map[string]string) bool {
+	if p.Shelf != nil && *p.Shelf != number {
+		return false
+	}
+	selector, err := labels.Parse(p.ShelfSelector)
+	return err == nil && selector.Matches(labels.Set(has))
 }
 
 // Equal says whether two sets of parameters ask for the same.

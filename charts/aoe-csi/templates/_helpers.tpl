@@ -68,3 +68,31 @@ readOnlyRootFilesystem: true
 capabilities:
   drop: [ALL]
 {{- end -}}
+
+{{/* The numbers of "9-11,20", or of a number, with commas between. */}}
+{{- define "aoe-csi.numbers" -}}
+{{- $text := kindIs "string" . | ternary . (int . | toString) -}}
+{{- $all := list -}}
+{{- range splitList "," $text -}}
+{{- $ends := splitList "-" . -}}
+{{- if or (gt (atoi (first $ends)) (atoi (last $ends))) (gt (atoi (last $ends)) 65534) -}}
+{{- fail (printf "pools: %q is no range of shelves, which have the numbers 0 to 65534" $text) -}}
+{{- end -}}
+{{- if gt (sub (atoi (last $ends)) (atoi (first $ends))) 63 -}}
+{{- fail (printf "pools: %q are too many shelves; one entry may have 64" $text) -}}
+{{- end -}}
+{{- range untilStep (atoi (first $ends)) (add1 (atoi (last $ends)) | int) 1 -}}
+{{- $all = append $all (toString .) -}}
+{{- end -}}
+{{- end -}}
+{{- if gt (len $all) 64 -}}
+{{- fail (printf "pools: %q are %d shelves; one entry may have 64" $text (len $all)) -}}
+{{- end -}}
+{{- join "," $all -}}
+{{- end -}}
+
+{{/* What a pool is called: in the label of its shelves, and after "aoe-" its StorageClass. */}}
+{{- define "aoe-csi.poolName" -}}
+{{- $shelf := kindIs "string" .shelf | ternary .shelf (int .shelf | toString) -}}
+{{- .name | default (printf "shelf-%s" ($shelf | replace "," "-")) | trunc 59 | trimSuffix "-" -}}
+{{- end -}}

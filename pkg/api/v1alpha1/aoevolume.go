@@ -75,11 +75,14 @@ type AoEVolumeSpec struct {
 
 // AoEVolumeParameters are those of the StorageClass, as they were when the volume was made.
 type AoEVolumeParameters struct {
-	// Shelf that was asked for; absent: the one with most room was taken.
+	// Shelf that was asked for; absent: any.
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=65534
 	Shelf *int32 `json:"shelf,omitempty"`
+	// ShelfSelector chose among shelves by their labels.
+	// +optional
+	ShelfSelector string `json:"shelfSelector,omitempty"`
 	// +optional
 	FSType string `json:"fsType,omitempty"`
 	// +optional

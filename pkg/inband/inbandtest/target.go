@@ -14,8 +14,8 @@ type Target struct {
 	Sectors uint64
 	Serial  string
 	Model   string // empty: vblade's
-	// NoReserve and NoMask: the command is not answered.
-	NoReserve, NoMask bool
+	// NoReserve, NoMask and NoWrite: the command is not answered.
+	NoReserve, NoMask, NoWrite bool
 
 	mu       sync.Mutex // guards what follows
 	down     bool
@@ -197,7 +197,7 @@ func (t *Target) answerATA(out []byte, f aoe.Frame, mac aoe.MAC, mtu int) int {
 		if model == "" {
 			model = "Coraid EtherDrive vblade"
 		}
-		aoe.PutIdentify(out[n:], &aoe.IdentifyFields{Serial: t.Serial, Model: model, Firmware: "V25", Sectors: t.Sectors})
+		aoe.PutIdentify(out[n:], &aoe.IdentifyFields{Serial: t.Serial, Model: model, Firmware: "V25", Sectors: t.Sectors, Flush: true})
 		return n + aoe.IdentifyLen
 	case t.deafFrom > 0 && a.LBA() >= t.deafFrom:
 		return 0
@@ -214,6 +214,8 @@ func (t *Target) answerATA(out []byte, f aoe.Frame, mac aoe.MAC, mtu int) int {
 			n += copy(out[n:], sector[:])
 		}
 		return n
+	case a.Command().IsWrite() && t.NoWrite:
+		return 0
 	case a.Command().IsWrite():
 		data, err := a.Payload(a.Sectors())
 		if err != nil {

@@ -119,9 +119,10 @@ type GetInfoResponse struct {
 	Segment         string                 `protobuf:"bytes,4,opt,name=segment,proto3" json:"segment,omitempty"` // value of topology.aoe-csi.io/segment
 	Interfaces      []string               `protobuf:"bytes,5,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
 	MaxSlots        uint32                 `protobuf:"varint,6,opt,name=max_slots,json=maxSlots,proto3" json:"max_slots,omitempty"`
-	Fences          bool                   `protobuf:"varint,7,opt,name=fences,proto3" json:"fences,omitempty"`                                          // Expel is enforced for every frame
-	DurableFlush    bool                   `protobuf:"varint,8,opt,name=durable_flush,json=durableFlush,proto3" json:"durable_flush,omitempty"`          // FLUSH CACHE makes data durable
-	HeapAllocations uint64                 `protobuf:"varint,9,opt,name=heap_allocations,json=heapAllocations,proto3" json:"heap_allocations,omitempty"` // objects that the process has allocated since it started
+	Fences          bool                   `protobuf:"varint,7,opt,name=fences,proto3" json:"fences,omitempty"`                                                                           // Expel is enforced for every frame
+	DurableFlush    bool                   `protobuf:"varint,8,opt,name=durable_flush,json=durableFlush,proto3" json:"durable_flush,omitempty"`                                           // FLUSH CACHE makes data durable
+	HeapAllocations uint64                 `protobuf:"varint,9,opt,name=heap_allocations,json=heapAllocations,proto3" json:"heap_allocations,omitempty"`                                  // objects that the process has allocated since it started
+	Labels          map[string]string      `protobuf:"bytes,10,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // by which a StorageClass selects it
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -217,6 +218,13 @@ func (x *GetInfoResponse) GetHeapAllocations() uint64 {
 		return x.HeapAllocations
 	}
 	return 0
+}
+
+func (x *GetInfoResponse) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
 }
 
 // LunId names a LUN: the generation is its identity, the slot says where it is.
@@ -335,8 +343,8 @@ type Lun struct {
 	Created        *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=created,proto3" json:"created,omitempty"`
 	AllocatedBytes uint64                 `protobuf:"varint,8,opt,name=allocated_bytes,json=allocatedBytes,proto3" json:"allocated_bytes,omitempty"` // what it takes on the disk now
 	Shelf          uint32                 `protobuf:"varint,9,opt,name=shelf,proto3" json:"shelf,omitempty"`
-	Warning        string                 `protobuf:"bytes,10,opt,name=warning,proto3" json:"warning,omitempty"` // what people should know of it: that it cannot be fenced
-	Macs           []string               `protobuf:"bytes,11,rep,name=macs,proto3" json:"macs,omitempty"`       // where it is on the wire, as far as is known: whoever attaches it need not ask everybody
+	Macs           []string               `protobuf:"bytes,11,rep,name=macs,proto3" json:"macs,omitempty"`         // where it is on the wire, as far as is known: whoever attaches it need not ask everybody
+	Warnings       []*Warning             `protobuf:"bytes,12,rep,name=warnings,proto3" json:"warnings,omitempty"` // what whoever trusts it with data should know
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -434,18 +442,70 @@ func (x *Lun) GetShelf() uint32 {
 	return 0
 }
 
-func (x *Lun) GetWarning() string {
-	if x != nil {
-		return x.Warning
-	}
-	return ""
-}
-
 func (x *Lun) GetMacs() []string {
 	if x != nil {
 		return x.Macs
 	}
 	return nil
+}
+
+func (x *Lun) GetWarnings() []*Warning {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+type Warning struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"` // of an Event: "NotFenced", "NotDurable"
+	Message       string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Warning) Reset() {
+	*x = Warning{}
+	mi := &file_shelf_v1_shelf_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Warning) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Warning) ProtoMessage() {}
+
+func (x *Warning) ProtoReflect() protoreflect.Message {
+	mi := &file_shelf_v1_shelf_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Warning.ProtoReflect.Descriptor instead.
+func (*Warning) Descriptor() ([]byte, []int) {
+	return file_shelf_v1_shelf_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Warning) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Warning) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
 }
 
 type CreateLunRequest struct {
@@ -460,7 +520,7 @@ type CreateLunRequest struct {
 
 func (x *CreateLunRequest) Reset() {
 	*x = CreateLunRequest{}
-	mi := &file_shelf_v1_shelf_proto_msgTypes[5]
+	mi := &file_shelf_v1_shelf_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -472,7 +532,7 @@ func (x *CreateLunRequest) String() string {
 func (*CreateLunRequest) ProtoMessage() {}
 
 func (x *CreateLunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shelf_v1_shelf_proto_msgTypes[5]
+	mi := &file_shelf_v1_shelf_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -485,7 +545,7 @@ func (x *CreateLunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateLunRequest.ProtoReflect.Descriptor instead.
 func (*CreateLunRequest) Descriptor() ([]byte, []int) {
-	return file_shelf_v1_shelf_proto_rawDescGZIP(), []int{5}
+	return file_shelf_v1_shelf_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *CreateLunRequest) GetId() *LunId {
@@ -525,7 +585,7 @@ type DeleteLunRequest struct {
 
 func (x *DeleteLunRequest) Reset() {
 	*x = DeleteLunRequest{}
-	mi := &file_shelf_v1_shelf_proto_msgTypes[6]
+	mi := &file_shelf_v1_shelf_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -537,7 +597,7 @@ func (x *DeleteLunRequest) String() string {
 func (*DeleteLunRequest) ProtoMessage() {}
 
 func (x *DeleteLunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shelf_v1_shelf_proto_msgTypes[6]
+	mi := &file_shelf_v1_shelf_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -550,7 +610,7 @@ func (x *DeleteLunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteLunRequest.ProtoReflect.Descriptor instead.
 func (*DeleteLunRequest) Descriptor() ([]byte, []int) {
-	return file_shelf_v1_shelf_proto_rawDescGZIP(), []int{6}
+	return file_shelf_v1_shelf_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *DeleteLunRequest) GetId() *LunId {
@@ -568,7 +628,7 @@ type DeleteLunResponse struct {
 
 func (x *DeleteLunResponse) Reset() {
 	*x = DeleteLunResponse{}
-	mi := &file_shelf_v1_shelf_proto_msgTypes[7]
+	mi := &file_shelf_v1_shelf_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -580,7 +640,7 @@ func (x *DeleteLunResponse) String() string {
 func (*DeleteLunResponse) ProtoMessage() {}
 
 func (x *DeleteLunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shelf_v1_shelf_proto_msgTypes[7]
+	mi := &file_shelf_v1_shelf_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -593,7 +653,7 @@ func (x *DeleteLunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteLunResponse.ProtoReflect.Descriptor instead.
 func (*DeleteLunResponse) Descriptor() ([]byte, []int) {
-	return file_shelf_v1_shelf_proto_rawDescGZIP(), []int{7}
+	return file_shelf_v1_shelf_proto_rawDescGZIP(), []int{8}
 }
 
 type GetLunRequest struct {
@@ -605,7 +665,7 @@ type GetLunRequest struct {
 
 func (x *GetLunRequest) Reset() {
 	*x = GetLunRequest{}
-	mi := &file_shelf_v1_shelf_proto_msgTypes[8]
+	mi := &file_shelf_v1_shelf_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -617,7 +677,7 @@ func (x *GetLunRequest) String() string {
 func (*GetLunRequest) ProtoMessage() {}
 
 func (x *GetLunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shelf_v1_shelf_proto_msgTypes[8]
+	mi := &file_shelf_v1_shelf_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -630,7 +690,7 @@ func (x *GetLunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetLunRequest.ProtoReflect.Descriptor instead.
 func (*GetLunRequest) Descriptor() ([]byte, []int) {
-	return file_shelf_v1_shelf_proto_rawDescGZIP(), []int{8}
+	return file_shelf_v1_shelf_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GetLunRequest) GetId() *LunId {
@@ -650,7 +710,7 @@ type ListLunsRequest struct {
 
 func (x *ListLunsRequest) Reset() {
 	*x = ListLunsRequest{}
-	mi := &file_shelf_v1_shelf_proto_msgTypes[9]
+	mi := &file_shelf_v1_shelf_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -662,7 +722,7 @@ func (x *ListLunsRequest) String() string {
 func (*ListLunsRequest) ProtoMessage() {}
 
 func (x *ListLunsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shelf_v1_shelf_proto_msgTypes[9]
+	mi := &file_shelf_v1_shelf_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -675,7 +735,7 @@ func (x *ListLunsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLunsRequest.ProtoReflect.Descriptor instead.
 func (*ListLunsRequest) Descriptor() ([]byte, []int) {
-	return file_shelf_v1_shelf_proto_rawDescGZIP(), []int{9}
+	return file_shelf_v1_shelf_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListLunsRequest) GetPageSize() uint32 {
@@ -702,7 +762,7 @@ type ListLunsResponse struct {
 
 func (x *ListLunsResponse) Reset() {
 	*x = ListLunsResponse{}
-	mi := &file_shelf_v1_shelf_proto_msgTypes[10]
+	mi := &file_shelf_v1_shelf_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -714,7 +774,7 @@ func (x *ListLunsResponse) String() string {
 func (*ListLunsResponse) ProtoMessage() {}
 
 func (x *ListLunsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shelf_v1_shelf_proto_msgTypes[10]
+	mi := &file_shelf_v1_shelf_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -727,7 +787,7 @@ func (x *ListLunsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLunsResponse.ProtoReflect.Descriptor instead.
 func (*ListLunsResponse) Descriptor() ([]byte, []int) {
-	return file_shelf_v1_shelf_proto_rawDescGZIP(), []int{10}
+	return file_shelf_v1_shelf_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListLunsResponse) GetLuns() []*Lun {
@@ -752,7 +812,7 @@ type GetCapacityRequest struct {
 
 func (x *GetCapacityRequest) Reset() {
 	*x = GetCapacityRequest{}
-	mi := &file_shelf_v1_shelf_proto_msgTypes[11]
+	mi := &file_shelf_v1_shelf_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -764,7 +824,7 @@ func (x *GetCapacityRequest) String() string {
 func (*GetCapacityRequest) ProtoMessage() {}
 
 func (x *GetCapacityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shelf_v1_shelf_proto_msgTypes[11]
+	mi := &file_shelf_v1_shelf_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -777,7 +837,7 @@ func (x *GetCapacityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCapacityRequest.ProtoReflect.Descriptor instead.
 func (*GetCapacityRequest) Descriptor() ([]byte, []int) {
-	return file_shelf_v1_shelf_proto_rawDescGZIP(), []int{11}
+	return file_shelf_v1_shelf_proto_rawDescGZIP(), []int{12}
 }
 
 type GetCapacityResponse struct {
@@ -794,7 +854,7 @@ type GetCapacityResponse struct {
 
 func (x *GetCapacityResponse) Reset() {
 	*x = GetCapacityResponse{}
-	mi := &file_shelf_v1_shelf_proto_msgTypes[12]
+	mi := &file_shelf_v1_shelf_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -806,7 +866,7 @@ func (x *GetCapacityResponse) String() string {
 func (*GetCapacityResponse) ProtoMessage() {}
 
 func (x *GetCapacityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shelf_v1_shelf_proto_msgTypes[12]
+	mi := &file_shelf_v1_shelf_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -819,7 +879,7 @@ func (x *GetCapacityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCapacityResponse.ProtoReflect.Descriptor instead.
 func (*GetCapacityResponse) Descriptor() ([]byte, []int) {
-	return file_shelf_v1_shelf_proto_rawDescGZIP(), []int{12}
+	return file_shelf_v1_shelf_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetCapacityResponse) GetTotalBytes() uint64 {
@@ -876,7 +936,7 @@ type Offer struct {
 
 func (x *Offer) Reset() {
 	*x = Offer{}
-	mi := &file_shelf_v1_shelf_proto_msgTypes[13]
+	mi := &file_shelf_v1_shelf_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -888,7 +948,7 @@ func (x *Offer) String() string {
 func (*Offer) ProtoMessage() {}
 
 func (x *Offer) ProtoReflect() protoreflect.Message {
-	mi := &file_shelf_v1_shelf_proto_msgTypes[13]
+	mi := &file_shelf_v1_shelf_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -901,7 +961,7 @@ func (x *Offer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Offer.ProtoReflect.Descriptor instead.
 func (*Offer) Descriptor() ([]byte, []int) {
-	return file_shelf_v1_shelf_proto_rawDescGZIP(), []int{13}
+	return file_shelf_v1_shelf_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Offer) GetSlot() uint32 {
@@ -942,7 +1002,7 @@ type AdmitRequest struct {
 
 func (x *AdmitRequest) Reset() {
 	*x = AdmitRequest{}
-	mi := &file_shelf_v1_shelf_proto_msgTypes[14]
+	mi := &file_shelf_v1_shelf_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -954,7 +1014,7 @@ func (x *AdmitRequest) String() string {
 func (*AdmitRequest) ProtoMessage() {}
 
 func (x *AdmitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shelf_v1_shelf_proto_msgTypes[14]
+	mi := &file_shelf_v1_shelf_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -967,7 +1027,7 @@ func (x *AdmitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdmitRequest.ProtoReflect.Descriptor instead.
 func (*AdmitRequest) Descriptor() ([]byte, []int) {
-	return file_shelf_v1_shelf_proto_rawDescGZIP(), []int{14}
+	return file_shelf_v1_shelf_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *AdmitRequest) GetId() *LunId {
@@ -994,7 +1054,7 @@ type ExpelRequest struct {
 
 func (x *ExpelRequest) Reset() {
 	*x = ExpelRequest{}
-	mi := &file_shelf_v1_shelf_proto_msgTypes[15]
+	mi := &file_shelf_v1_shelf_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1006,7 +1066,7 @@ func (x *ExpelRequest) String() string {
 func (*ExpelRequest) ProtoMessage() {}
 
 func (x *ExpelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shelf_v1_shelf_proto_msgTypes[15]
+	mi := &file_shelf_v1_shelf_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1019,7 +1079,7 @@ func (x *ExpelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExpelRequest.ProtoReflect.Descriptor instead.
 func (*ExpelRequest) Descriptor() ([]byte, []int) {
-	return file_shelf_v1_shelf_proto_rawDescGZIP(), []int{15}
+	return file_shelf_v1_shelf_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ExpelRequest) GetId() *LunId {
@@ -1046,7 +1106,7 @@ type GrowLunRequest struct {
 
 func (x *GrowLunRequest) Reset() {
 	*x = GrowLunRequest{}
-	mi := &file_shelf_v1_shelf_proto_msgTypes[16]
+	mi := &file_shelf_v1_shelf_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1058,7 +1118,7 @@ func (x *GrowLunRequest) String() string {
 func (*GrowLunRequest) ProtoMessage() {}
 
 func (x *GrowLunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shelf_v1_shelf_proto_msgTypes[16]
+	mi := &file_shelf_v1_shelf_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1071,7 +1131,7 @@ func (x *GrowLunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrowLunRequest.ProtoReflect.Descriptor instead.
 func (*GrowLunRequest) Descriptor() ([]byte, []int) {
-	return file_shelf_v1_shelf_proto_rawDescGZIP(), []int{16}
+	return file_shelf_v1_shelf_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GrowLunRequest) GetId() *LunId {
@@ -1093,7 +1153,7 @@ var File_shelf_v1_shelf_proto protoreflect.FileDescriptor
 const file_shelf_v1_shelf_proto_rawDesc = "" +
 	"\n" +
 	"\x14shelf/v1/shelf.proto\x12\x0faoecsi.shelf.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x10\n" +
-	"\x0eGetInfoRequest\"\x94\x02\n" +
+	"\x0eGetInfoRequest\"\x95\x03\n" +
 	"\x0fGetInfoResponse\x12\x14\n" +
 	"\x05shelf\x18\x01 \x01(\rR\x05shelf\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x18\n" +
@@ -1105,7 +1165,12 @@ const file_shelf_v1_shelf_proto_rawDesc = "" +
 	"\tmax_slots\x18\x06 \x01(\rR\bmaxSlots\x12\x16\n" +
 	"\x06fences\x18\a \x01(\bR\x06fences\x12#\n" +
 	"\rdurable_flush\x18\b \x01(\bR\fdurableFlush\x12)\n" +
-	"\x10heap_allocations\x18\t \x01(\x04R\x0fheapAllocations\";\n" +
+	"\x10heap_allocations\x18\t \x01(\x04R\x0fheapAllocations\x12D\n" +
+	"\x06labels\x18\n" +
+	" \x03(\v2,.aoecsi.shelf.v1.GetInfoResponse.LabelsEntryR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\";\n" +
 	"\x05LunId\x12\x12\n" +
 	"\x04slot\x18\x01 \x01(\rR\x04slot\x12\x1e\n" +
 	"\n" +
@@ -1113,7 +1178,7 @@ const file_shelf_v1_shelf_proto_rawDesc = "" +
 	"generation\"3\n" +
 	"\tAdmission\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
-	"\x04macs\x18\x02 \x03(\tR\x04macs\"\x80\x03\n" +
+	"\x04macs\x18\x02 \x03(\tR\x04macs\"\xa2\x03\n" +
 	"\x03Lun\x12&\n" +
 	"\x02id\x18\x01 \x01(\v2\x16.aoecsi.shelf.v1.LunIdR\x02id\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x12\n" +
@@ -1124,10 +1189,13 @@ const file_shelf_v1_shelf_proto_rawDesc = "" +
 	"\badmitted\x18\x06 \x03(\v2\x1a.aoecsi.shelf.v1.AdmissionR\badmitted\x124\n" +
 	"\acreated\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12'\n" +
 	"\x0fallocated_bytes\x18\b \x01(\x04R\x0eallocatedBytes\x12\x14\n" +
-	"\x05shelf\x18\t \x01(\rR\x05shelf\x12\x18\n" +
-	"\awarning\x18\n" +
-	" \x01(\tR\awarning\x12\x12\n" +
-	"\x04macs\x18\v \x03(\tR\x04macs\"\x9e\x01\n" +
+	"\x05shelf\x18\t \x01(\rR\x05shelf\x12\x12\n" +
+	"\x04macs\x18\v \x03(\tR\x04macs\x124\n" +
+	"\bwarnings\x18\f \x03(\v2\x18.aoecsi.shelf.v1.WarningR\bwarningsJ\x04\b\n" +
+	"\x10\v\";\n" +
+	"\aWarning\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\"\x9e\x01\n" +
 	"\x10CreateLunRequest\x12&\n" +
 	"\x02id\x18\x01 \x01(\v2\x16.aoecsi.shelf.v1.LunIdR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
@@ -1200,7 +1268,7 @@ func file_shelf_v1_shelf_proto_rawDescGZIP() []byte {
 }
 
 var file_shelf_v1_shelf_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_shelf_v1_shelf_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_shelf_v1_shelf_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_shelf_v1_shelf_proto_goTypes = []any{
 	(Access)(0),                   // 0: aoecsi.shelf.v1.Access
 	(*GetInfoRequest)(nil),        // 1: aoecsi.shelf.v1.GetInfoRequest
@@ -1208,58 +1276,62 @@ var file_shelf_v1_shelf_proto_goTypes = []any{
 	(*LunId)(nil),                 // 3: aoecsi.shelf.v1.LunId
 	(*Admission)(nil),             // 4: aoecsi.shelf.v1.Admission
 	(*Lun)(nil),                   // 5: aoecsi.shelf.v1.Lun
-	(*CreateLunRequest)(nil),      // 6: aoecsi.shelf.v1.CreateLunRequest
-	(*DeleteLunRequest)(nil),      // 7: aoecsi.shelf.v1.DeleteLunRequest
-	(*DeleteLunResponse)(nil),     // 8: aoecsi.shelf.v1.DeleteLunResponse
-	(*GetLunRequest)(nil),         // 9: aoecsi.shelf.v1.GetLunRequest
-	(*ListLunsRequest)(nil),       // 10: aoecsi.shelf.v1.ListLunsRequest
-	(*ListLunsResponse)(nil),      // 11: aoecsi.shelf.v1.ListLunsResponse
-	(*GetCapacityRequest)(nil),    // 12: aoecsi.shelf.v1.GetCapacityRequest
-	(*GetCapacityResponse)(nil),   // 13: aoecsi.shelf.v1.GetCapacityResponse
-	(*Offer)(nil),                 // 14: aoecsi.shelf.v1.Offer
-	(*AdmitRequest)(nil),          // 15: aoecsi.shelf.v1.AdmitRequest
-	(*ExpelRequest)(nil),          // 16: aoecsi.shelf.v1.ExpelRequest
-	(*GrowLunRequest)(nil),        // 17: aoecsi.shelf.v1.GrowLunRequest
-	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
+	(*Warning)(nil),               // 6: aoecsi.shelf.v1.Warning
+	(*CreateLunRequest)(nil),      // 7: aoecsi.shelf.v1.CreateLunRequest
+	(*DeleteLunRequest)(nil),      // 8: aoecsi.shelf.v1.DeleteLunRequest
+	(*DeleteLunResponse)(nil),     // 9: aoecsi.shelf.v1.DeleteLunResponse
+	(*GetLunRequest)(nil),         // 10: aoecsi.shelf.v1.GetLunRequest
+	(*ListLunsRequest)(nil),       // 11: aoecsi.shelf.v1.ListLunsRequest
+	(*ListLunsResponse)(nil),      // 12: aoecsi.shelf.v1.ListLunsResponse
+	(*GetCapacityRequest)(nil),    // 13: aoecsi.shelf.v1.GetCapacityRequest
+	(*GetCapacityResponse)(nil),   // 14: aoecsi.shelf.v1.GetCapacityResponse
+	(*Offer)(nil),                 // 15: aoecsi.shelf.v1.Offer
+	(*AdmitRequest)(nil),          // 16: aoecsi.shelf.v1.AdmitRequest
+	(*ExpelRequest)(nil),          // 17: aoecsi.shelf.v1.ExpelRequest
+	(*GrowLunRequest)(nil),        // 18: aoecsi.shelf.v1.GrowLunRequest
+	nil,                           // 19: aoecsi.shelf.v1.GetInfoResponse.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
 }
 var file_shelf_v1_shelf_proto_depIdxs = []int32{
-	3,  // 0: aoecsi.shelf.v1.Lun.id:type_name -> aoecsi.shelf.v1.LunId
-	0,  // 1: aoecsi.shelf.v1.Lun.access:type_name -> aoecsi.shelf.v1.Access
-	4,  // 2: aoecsi.shelf.v1.Lun.admitted:type_name -> aoecsi.shelf.v1.Admission
-	18, // 3: aoecsi.shelf.v1.Lun.created:type_name -> google.protobuf.Timestamp
-	3,  // 4: aoecsi.shelf.v1.CreateLunRequest.id:type_name -> aoecsi.shelf.v1.LunId
-	0,  // 5: aoecsi.shelf.v1.CreateLunRequest.access:type_name -> aoecsi.shelf.v1.Access
-	3,  // 6: aoecsi.shelf.v1.DeleteLunRequest.id:type_name -> aoecsi.shelf.v1.LunId
-	3,  // 7: aoecsi.shelf.v1.GetLunRequest.id:type_name -> aoecsi.shelf.v1.LunId
-	5,  // 8: aoecsi.shelf.v1.ListLunsResponse.luns:type_name -> aoecsi.shelf.v1.Lun
-	14, // 9: aoecsi.shelf.v1.GetCapacityResponse.offers:type_name -> aoecsi.shelf.v1.Offer
-	3,  // 10: aoecsi.shelf.v1.AdmitRequest.id:type_name -> aoecsi.shelf.v1.LunId
-	4,  // 11: aoecsi.shelf.v1.AdmitRequest.admission:type_name -> aoecsi.shelf.v1.Admission
-	3,  // 12: aoecsi.shelf.v1.ExpelRequest.id:type_name -> aoecsi.shelf.v1.LunId
-	3,  // 13: aoecsi.shelf.v1.GrowLunRequest.id:type_name -> aoecsi.shelf.v1.LunId
-	1,  // 14: aoecsi.shelf.v1.Shelf.GetInfo:input_type -> aoecsi.shelf.v1.GetInfoRequest
-	6,  // 15: aoecsi.shelf.v1.Shelf.CreateLun:input_type -> aoecsi.shelf.v1.CreateLunRequest
-	7,  // 16: aoecsi.shelf.v1.Shelf.DeleteLun:input_type -> aoecsi.shelf.v1.DeleteLunRequest
-	9,  // 17: aoecsi.shelf.v1.Shelf.GetLun:input_type -> aoecsi.shelf.v1.GetLunRequest
-	10, // 18: aoecsi.shelf.v1.Shelf.ListLuns:input_type -> aoecsi.shelf.v1.ListLunsRequest
-	12, // 19: aoecsi.shelf.v1.Shelf.GetCapacity:input_type -> aoecsi.shelf.v1.GetCapacityRequest
-	15, // 20: aoecsi.shelf.v1.Shelf.Admit:input_type -> aoecsi.shelf.v1.AdmitRequest
-	16, // 21: aoecsi.shelf.v1.Shelf.Expel:input_type -> aoecsi.shelf.v1.ExpelRequest
-	17, // 22: aoecsi.shelf.v1.Shelf.GrowLun:input_type -> aoecsi.shelf.v1.GrowLunRequest
-	2,  // 23: aoecsi.shelf.v1.Shelf.GetInfo:output_type -> aoecsi.shelf.v1.GetInfoResponse
-	5,  // 24: aoecsi.shelf.v1.Shelf.CreateLun:output_type -> aoecsi.shelf.v1.Lun
-	8,  // 25: aoecsi.shelf.v1.Shelf.DeleteLun:output_type -> aoecsi.shelf.v1.DeleteLunResponse
-	5,  // 26: aoecsi.shelf.v1.Shelf.GetLun:output_type -> aoecsi.shelf.v1.Lun
-	11, // 27: aoecsi.shelf.v1.Shelf.ListLuns:output_type -> aoecsi.shelf.v1.ListLunsResponse
-	13, // 28: aoecsi.shelf.v1.Shelf.GetCapacity:output_type -> aoecsi.shelf.v1.GetCapacityResponse
-	5,  // 29: aoecsi.shelf.v1.Shelf.Admit:output_type -> aoecsi.shelf.v1.Lun
-	5,  // 30: aoecsi.shelf.v1.Shelf.Expel:output_type -> aoecsi.shelf.v1.Lun
-	5,  // 31: aoecsi.shelf.v1.Shelf.GrowLun:output_type -> aoecsi.shelf.v1.Lun
-	23, // [23:32] is the sub-list for method output_type
-	14, // [14:23] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	19, // 0: aoecsi.shelf.v1.GetInfoResponse.labels:type_name -> aoecsi.shelf.v1.GetInfoResponse.LabelsEntry
+	3,  // 1: aoecsi.shelf.v1.Lun.id:type_name -> aoecsi.shelf.v1.LunId
+	0,  // 2: aoecsi.shelf.v1.Lun.access:type_name -> aoecsi.shelf.v1.Access
+	4,  // 3: aoecsi.shelf.v1.Lun.admitted:type_name -> aoecsi.shelf.v1.Admission
+	20, // 4: aoecsi.shelf.v1.Lun.created:type_name -> google.protobuf.Timestamp
+	6,  // 5: aoecsi.shelf.v1.Lun.warnings:type_name -> aoecsi.shelf.v1.Warning
+	3,  // 6: aoecsi.shelf.v1.CreateLunRequest.id:type_name -> aoecsi.shelf.v1.LunId
+	0,  // 7: aoecsi.shelf.v1.CreateLunRequest.access:type_name -> aoecsi.shelf.v1.Access
+	3,  // 8: aoecsi.shelf.v1.DeleteLunRequest.id:type_name -> aoecsi.shelf.v1.LunId
+	3,  // 9: aoecsi.shelf.v1.GetLunRequest.id:type_name -> aoecsi.shelf.v1.LunId
+	5,  // 10: aoecsi.shelf.v1.ListLunsResponse.luns:type_name -> aoecsi.shelf.v1.Lun
+	15, // 11: aoecsi.shelf.v1.GetCapacityResponse.offers:type_name -> aoecsi.shelf.v1.Offer
+	3,  // 12: aoecsi.shelf.v1.AdmitRequest.id:type_name -> aoecsi.shelf.v1.LunId
+	4,  // 13: aoecsi.shelf.v1.AdmitRequest.admission:type_name -> aoecsi.shelf.v1.Admission
+	3,  // 14: aoecsi.shelf.v1.ExpelRequest.id:type_name -> aoecsi.shelf.v1.LunId
+	3,  // 15: aoecsi.shelf.v1.GrowLunRequest.id:type_name -> aoecsi.shelf.v1.LunId
+	1,  // 16: aoecsi.shelf.v1.Shelf.GetInfo:input_type -> aoecsi.shelf.v1.GetInfoRequest
+	7,  // 17: aoecsi.shelf.v1.Shelf.CreateLun:input_type -> aoecsi.shelf.v1.CreateLunRequest
+	8,  // 18: aoecsi.shelf.v1.Shelf.DeleteLun:input_type -> aoecsi.shelf.v1.DeleteLunRequest
+	10, // 19: aoecsi.shelf.v1.Shelf.GetLun:input_type -> aoecsi.shelf.v1.GetLunRequest
+	11, // 20: aoecsi.shelf.v1.Shelf.ListLuns:input_type -> aoecsi.shelf.v1.ListLunsRequest
+	13, // 21: aoecsi.shelf.v1.Shelf.GetCapacity:input_type -> aoecsi.shelf.v1.GetCapacityRequest
+	16, // 22: aoecsi.shelf.v1.Shelf.Admit:input_type -> aoecsi.shelf.v1.AdmitRequest
+	17, // 23: aoecsi.shelf.v1.Shelf.Expel:input_type -> aoecsi.shelf.v1.ExpelRequest
+	18, // 24: aoecsi.shelf.v1.Shelf.GrowLun:input_type -> aoecsi.shelf.v1.GrowLunRequest
+	2,  // 25: aoecsi.shelf.v1.Shelf.GetInfo:output_type -> aoecsi.shelf.v1.GetInfoResponse
+	5,  // 26: aoecsi.shelf.v1.Shelf.CreateLun:output_type -> aoecsi.shelf.v1.Lun
+	9,  // 27: aoecsi.shelf.v1.Shelf.DeleteLun:output_type -> aoecsi.shelf.v1.DeleteLunResponse
+	5,  // 28: aoecsi.shelf.v1.Shelf.GetLun:output_type -> aoecsi.shelf.v1.Lun
+	12, // 29: aoecsi.shelf.v1.Shelf.ListLuns:output_type -> aoecsi.shelf.v1.ListLunsResponse
+	14, // 30: aoecsi.shelf.v1.Shelf.GetCapacity:output_type -> aoecsi.shelf.v1.GetCapacityResponse
+	5,  // 31: aoecsi.shelf.v1.Shelf.Admit:output_type -> aoecsi.shelf.v1.Lun
+	5,  // 32: aoecsi.shelf.v1.Shelf.Expel:output_type -> aoecsi.shelf.v1.Lun
+	5,  // 33: aoecsi.shelf.v1.Shelf.GrowLun:output_type -> aoecsi.shelf.v1.Lun
+	25, // [25:34] is the sub-list for method output_type
+	16, // [16:25] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_shelf_v1_shelf_proto_init() }
@@ -1273,7 +1345,7 @@ func file_shelf_v1_shelf_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shelf_v1_shelf_proto_rawDesc), len(file_shelf_v1_shelf_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   17,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
