@@ -276,6 +276,31 @@ func TestPoolWipes(t *testing.T) {
 	}
 }
 
+// TestPoolEndsWiping when a volume is given up before it was made: nothing is written to the LUN once it is free.
+func TestPoolEndsWiping(t *testing.T) {
+	for _, forgot := range []bool{false, true} {
+		targets := vblades(300000)
+		d := targets[0]
+		p := newPool(t, true, targets...)
+		d.SetDeafFrom(1000)
+		if _, err := p.service.Create(t.Context(), p.request("data", mib)); !errors.Is(err, volume.ErrPending) {
+			t.Fatalf("made though writes are not answered: %v", err)
+		}
+		rec, err := p.store.GetVolume(t.Context(), "data")
+		check(t, err)
+		if forgot {
+			d.SetConfig("")
+		}
+		p.finish(func() error { return p.service.Delete(t.Context(), rec.ID.String()) })
+		d.Put(2000, 7)
+		d.SetDeafFrom(0)
+		time.Sleep(2 * time.Second) // a write is sent again sooner
+		if d.Used() != 1 || d.Config() != "" {
+			t.Errorf("forgot %v: %d sectors of one are left, config string %q", forgot, d.Used(), d.Config())
+		}
+	}
+}
+
 // TestFiftyClaims, two controllers, fifty slots: each slot once.
 func TestFiftyClaims(t *testing.T) {
 	sizes := make([]uint64, 50)
