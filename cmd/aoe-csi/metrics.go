@@ -21,7 +21,7 @@ func serveMetrics(ctx context.Context, address string, collectors ...prometheus.
 	registry.MustRegister(collectors...)
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second, IdleTimeout: time.Minute}
 	defer context.AfterFunc(ctx, func() { _ = server.Close() })() // a scrape cut off loses nothing
 	for {
 		listener, err := net.Listen("tcp", address)

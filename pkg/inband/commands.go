@@ -9,7 +9,7 @@ import (
 	"github.com/aoe-csi/aoe-csi/pkg/aoe"
 )
 
-// asking is how often a command is sent, and how long after the first time for the second, which doubles.
+// asking is how often a command is sent, and how long it may take the first time.
 type asking struct {
 	tries   int
 	timeout time.Duration
@@ -111,7 +111,7 @@ func (c *Client) Write(ctx context.Context, to Path, lba uint64, data []byte) er
 func (c *Client) Flush(ctx context.Context, to Path) error {
 	_, err := c.ata(ctx, to, patiently, aoe.ATAFields{Flags: aoe.ATAExtended, Command: aoe.ATAFlushExt}, nil, 0)
 	if errors.Is(err, ErrFailed) {
-		_, err = c.ata(ctx, to, persistently, aoe.ATAFields{Command: aoe.ATAFlush, Device: 0xa0}, nil, 0)
+		_, err = c.ata(ctx, to, patiently, aoe.ATAFields{Command: aoe.ATAFlush, Device: 0xa0}, nil, 0)
 	}
 	return err
 }

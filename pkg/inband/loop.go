@@ -63,7 +63,7 @@ func (c *Client) transmit(now time.Time) (next time.Time, closing bool) {
 			x.tries--
 			c.send(x)
 			x.due = now.Add(x.timeout)
-			x.timeout = min(2*x.timeout, mostTimeout)
+			x.timeout = max(x.timeout, min(2*x.timeout, mostTimeout))
 		}
 		if x.due.Before(next) {
 			next = x.due

@@ -126,7 +126,11 @@ func (s *Service) choose(ctx context.Context, p volume.Parameters, segments []st
 			return nil, nil, refusal // no room is not what is wrong
 		}
 	}
-	if len(fixed) > 0 {
+	switch {
+	case len(fixed) == 0:
+	case p.Shelf != nil:
+		return nil, &pool{shelves: fixed, named: true}, nil // no other shelf can be it
+	default:
 		return nil, &pool{shelves: fixed, others: v}, nil
 	}
 	return nil, nil, v.failure(p, size, s.shelves.known())

@@ -15,6 +15,7 @@ import (
 // pool is the fixed shelves that a volume may be on.
 type pool struct {
 	shelves []Surveyed
+	named   bool    // by number: no shelf that is not known now can belong to it
 	others  verdict // on shelves that were asked for, too, and are not in it
 }
 
@@ -41,7 +42,7 @@ func (p *pool) offers() []placed {
 }
 
 // chooseOffer returns the smallest free LUN of a pool of fixed shelves that holds size bytes and has at most limit (0: no limit), its
-// shelf and its size. It stays reserved until ex is closed. The error says of each LUN why not: ErrOutOfRange if none could ever be it,
+// shelf and its size. It stays reserved until ex is closed. The error says of each LUN why not: ErrOutOfRange if none of a shelf asked for by number could ever be it,
 // else ErrNoSpace, also while a LUN does not answer; while a shelf is silent, what that means.
 func (s *Service) chooseOffer(ctx context.Context, p *pool, size, limit int64, ex *exclusions) (*Shelf, aoe.Addr, int64, error) {
 	slots, err := s.store.ListSlots(ctx)
@@ -75,7 +76,7 @@ func (s *Service) chooseOffer(ctx context.Context, p *pool, size, limit int64, e
 		why = append(why, addr.String()+" "+reason)
 	}
 	sentinel := volume.ErrNoSpace
-	if !everFits {
+	if !everFits && p.named {
 		sentinel = volume.ErrOutOfRange
 	}
 	if len(why) == 0 {

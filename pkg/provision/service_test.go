@@ -287,6 +287,28 @@ func TestChoiceAmongLUNs(t *testing.T) {
 	}
 }
 
+// TestTooLargeForAShelf that is asked for by number, for good, whoever else is silent; by labels another one may come.
+func TestTooLargeForAShelf(t *testing.T) {
+	one, silent := newFakeShelf(1), newFakeShelf(2)
+	one.labels = map[string]string{"pool": "a"}
+	one.offers = []*shelfv1.Offer{{Slot: 0, SizeBytes: 1 << 20}}
+	silent.setDown(true)
+	number := uint16(1)
+	for p, want := range map[*volume.Parameters]error{
+		{Shelf: &number}:          volume.ErrOutOfRange,
+		{ShelfSelector: "pool=a"}: volume.ErrUnavailable, // the silent one has not said what it is
+	} {
+		w := newWorld(t, one, silent)
+		if _, err := w.service.Create(t.Context(), volume.CreateRequest{Name: "large", RequiredBytes: 2 << 20, Parameters: *p}); !errors.Is(err, want) {
+			t.Errorf("%+v: %v, want %v", *p, err, want)
+		}
+	}
+	w := newWorld(t, one)
+	if _, err := w.service.Create(t.Context(), volume.CreateRequest{Name: "large", RequiredBytes: 2 << 20, Parameters: volume.Parameters{ShelfSelector: "pool=a"}}); !errors.Is(err, volume.ErrNoSpace) {
+		t.Errorf("alone: %v", err)
+	}
+}
+
 func TestARefusedIntentMovesOn(t *testing.T) {
 	large, small := newFakeShelf(1), newFakeShelf(2)
 	small.size = 50 << 30

@@ -66,7 +66,7 @@ type slot struct {
 	// cleared is the volume that was scrubbed last, wiped the one that found the LUN wiped: an answer may have been lost.
 	cleared, wiped string
 	known          string    // the claim on it that is known to be of this cluster
-	quietAt        time.Time // when no frame of a job that was ended can arrive any more
+	jobEnded       time.Time // the last one, of this proxy or the one before
 }
 
 // NewProxy asks nobody yet. Run keeps it up to date, Close ends jobs.
@@ -77,7 +77,7 @@ func NewProxy(cfg ProxyConfig) *Proxy {
 	p := &Proxy{cfg: cfg, slots: map[uint8]*slot{}}
 	p.ctx, p.stop = context.WithCancel(context.Background())
 	for _, n := range cfg.Slots {
-		p.slots[n] = &slot{addr: aoe.Addr{Shelf: cfg.Shelf, Slot: n}, quietAt: time.Now().Add(cfg.DuplicateLifetime)} // of the proxy before this one
+		p.slots[n] = &slot{addr: aoe.Addr{Shelf: cfg.Shelf, Slot: n}, jobEnded: time.Now()}
 	}
 	return p
 }

@@ -100,7 +100,7 @@ func (p *Proxy) prepare(ctx context.Context, s *slot, a inband.Answer, rec *volu
 		if err := p.overwrite(s, a, claimOf(rec), "wiping"); err != nil {
 			return err
 		}
-		if err := s.awaitQuiet(ctx); err != nil {
+		if err := p.awaitQuiet(ctx, s, a); err != nil {
 			return err
 		}
 		if err := p.cfg.Client.ForceConfig(ctx, a.Path, claimOf(rec).String()); err != nil {
@@ -199,7 +199,7 @@ func (p *Proxy) remove(ctx context.Context, s *slot, rec *volume.Record) error {
 		s.mu.Lock()
 		s.wiped = ""
 		s.mu.Unlock()
-		if err := s.awaitQuiet(ctx); err != nil {
+		if err := p.awaitQuiet(ctx, s, a); err != nil {
 			return err
 		}
 	}
@@ -227,7 +227,7 @@ func (p *Proxy) remove(ctx context.Context, s *slot, rec *volume.Record) error {
 	if err := p.overwrite(s, a, claimOf(rec), "scrubbing"); err != nil {
 		return err
 	}
-	if err := s.awaitQuiet(ctx); err != nil {
+	if err := p.awaitQuiet(ctx, s, a); err != nil {
 		return err
 	}
 	// A node that was taken off and does not know it must not write to a LUN that is free.

@@ -65,15 +65,18 @@ func (p *Proxy) lookForData(ctx context.Context, a inband.Answer) (string, error
 }
 
 // each calls f for the parts of a range that fit in a frame, some at once.
-func (p *Proxy) each(ctx context.Context, a inband.Answer, lba, sectors uint64, f func(ctx context.Context, lba uint64, n int) error) error {
-	group, ctx := errgroup.WithContext(ctx)
+func (p *Proxy) each(whole context.Context, a inband.Answer, lba, sectors uint64, f func(ctx context.Context, lba uint64, n int) error) error {
+	group, ctx := errgroup.WithContext(whole)
 	group.SetLimit(max(1, min(framesMost, a.BufferCount/2)))
 	step := uint64(p.cfg.Client.MaxSectors(a))
 	for at := lba; at < lba+sectors && ctx.Err() == nil; at += step {
 		n := int(min(step, lba+sectors-at))
 		group.Go(func() error { return f(ctx, at, n) })
 	}
-	return group.Wait()
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	return context.Cause(whole) // then parts are missing
 }
 
 func (p *Proxy) read(ctx context.Context, a inband.Answer, lba, sectors uint64) ([]byte, error) {
@@ -131,7 +134,7 @@ func (p *Proxy) overwrite(s *slot, a inband.Answer, claim aoe.Claim, what string
 		return status.Errorf(codes.Aborted, "%s: %s, %d %% done", s.addr, what, 100*j.at.Load()/max(1, j.sectors))
 	}
 	s.mu.Lock()
-	s.job, s.quietAt = nil, time.Now().Add(p.cfg.DuplicateLifetime)
+	s.job, s.jobEnded = nil, time.Now()
 	s.mu.Unlock()
 	if j.err != nil {
 		klog.ErrorS(j.err, "LUN could not be overwritten and stays claimed", "lun", s.addr.String(), "for", what)
@@ -152,14 +155,15 @@ func (p *Proxy) endJob(s *slot) {
 	j.cancel()
 	<-j.done
 	s.mu.Lock()
-	s.quietAt = time.Now().Add(p.cfg.DuplicateLifetime)
+	s.jobEnded = time.Now()
 	s.mu.Unlock()
 }
 
-// awaitQuiet waits until what jobs have sent to a LUN can no longer arrive: it must not when the LUN is another volume's.
-func (s *slot) awaitQuiet(ctx context.Context) error {
+// awaitQuiet waits until what jobs have sent to a LUN can no longer arrive, nor wait in the target: it must not be executed when the LUN is
+// another volume's.
+func (p *Proxy) awaitQuiet(ctx context.Context, s *slot, a inband.Answer) error {
 	s.mu.Lock()
-	wait := time.Until(s.quietAt)
+	wait := time.Until(s.jobEnded.Add(max(p.cfg.DuplicateLifetime, inband.QuirksOf(a).Drain)))
 	s.mu.Unlock()
 	select {
 	case <-ctx.Done():
@@ -208,7 +212,7 @@ func (p *Proxy) outlives(ctx context.Context, a inband.Answer) bool {
 	if kind := inband.QuirksOf(a); kind.FlushLies {
 		return p.cfg.Synchronous || kind.Forgets
 	}
-	return p.cfg.Client.Flush(ctx, a.Path) == nil
+	return a.FlushClaimed && p.cfg.Client.Flush(ctx, a.Path) == nil
 }
 
 // mark says in the config string how far it is, if that is durable: a job that is cut off goes on from there. It fails if the claim was lost

@@ -93,6 +93,9 @@ capabilities:
 
 {{/* What a pool is called: in the label of its shelves, and after "aoe-" its StorageClass. */}}
 {{- define "aoe-csi.poolName" -}}
+{{- if regexMatch "^shelf-[0-9]" (.name | default "") -}}
+{{- fail (printf "pools: the name %q is that of a pool without a name" .name) -}}
+{{- end -}}
 {{- $shelf := kindIs "string" .shelf | ternary .shelf (int .shelf | toString) -}}
 {{- .name | default (printf "shelf-%s" ($shelf | replace "," "-")) | trunc 59 | trimSuffix "-" -}}
 {{- end -}}
