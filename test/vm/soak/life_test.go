@@ -230,9 +230,9 @@ func (v *life) filesystem() error {
 	return try("e2fsck", "-fn", v.device)
 }
 
-// stamp writes blocks of which is known what is in them, and makes them durable.
-func (v *life) stamp() error {
-	f, err := os.OpenFile(v.device, os.O_WRONLY|unix.O_DIRECT, 0)
+// direct opens the device past the page cache, with a buffer for it.
+func (v *life) direct(flag int, use func(f *os.File, buf []byte) error) error {
+	f, err := os.OpenFile(v.device, flag|unix.O_DIRECT, 0)
 	if err != nil {
 		return err
 	}
@@ -242,17 +242,25 @@ func (v *life) stamp() error {
 		return err
 	}
 	defer func() { _ = unix.Munmap(buf) }()
+	return use(f, buf)
+}
+
+// stamp writes blocks of which is known what is in them, and makes them durable.
+func (v *life) stamp() error {
 	written := map[int64]uint64{}
-	for range 8 + v.random.IntN(56) {
-		at := stampFrom + v.random.Int64N((stampTo-stampFrom)/block)*block
-		seed := v.random.Uint64() | 1
-		fill(buf, seed)
-		if _, err := f.WriteAt(buf, at); err != nil {
-			return err
+	err := v.direct(os.O_WRONLY, func(f *os.File, buf []byte) error {
+		for range 8 + v.random.IntN(56) {
+			at := stampFrom + v.random.Int64N((stampTo-stampFrom)/block)*block
+			seed := v.random.Uint64() | 1
+			fill(buf, seed)
+			if _, err := f.WriteAt(buf, at); err != nil {
+				return err
+			}
+			written[at] = seed
 		}
-		written[at] = seed
-	}
-	if err := f.Sync(); err != nil {
+		return f.Sync()
+	})
+	if err != nil {
 		return err
 	}
 	for at, seed := range written {
@@ -264,36 +272,32 @@ func (v *life) stamp() error {
 
 // check reads all stamps, and some blocks that never had one.
 func (v *life) check() error {
-	f, err := os.OpenFile(v.device, os.O_RDONLY|unix.O_DIRECT, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	buf, err := aligned()
-	if err != nil {
-		return err
-	}
-	defer func() { _ = unix.Munmap(buf) }()
 	want := make([]byte, block)
-	look := func(at int64) error {
-		if _, err := f.ReadAt(buf, at); err != nil {
-			return err
+	err := v.direct(os.O_RDONLY, func(f *os.File, buf []byte) error {
+		look := func(at int64) error {
+			if _, err := f.ReadAt(buf, at); err != nil {
+				return err
+			}
+			fill(want, v.stamps[at])
+			if !bytes.Equal(buf, want) {
+				return fmt.Errorf("the block at %d begins with %x, not with %x", at, buf[:16], want[:16])
+			}
+			return nil
 		}
-		fill(want, v.stamps[at])
-		if !bytes.Equal(buf, want) {
-			return fmt.Errorf("the block at %d begins with %x, not with %x", at, buf[:16], want[:16])
+		for at := range v.stamps {
+			if err := look(at); err != nil {
+				return err
+			}
+		}
+		for range 16 {
+			if err := look(stampFrom + v.random.Int64N((stampTo-stampFrom)/block)*block); err != nil {
+				return err
+			}
 		}
 		return nil
-	}
-	for at := range v.stamps {
-		if err := look(at); err != nil {
-			return err
-		}
-	}
-	for range 16 {
-		if err := look(stampFrom + v.random.Int64N((stampTo-stampFrom)/block)*block); err != nil {
-			return err
-		}
+	})
+	if err != nil {
+		return err
 	}
 	v.s.count("contents checked")
 	return nil
