@@ -39,15 +39,17 @@ func TestFailedFlushIsLatched(t *testing.T) {
 	wantATA(t, a.call(a.flush(tag(epoch, 1))), 0x61, 0x04)
 	disk.failSync.Store(false)
 	// While the loss is being stored the LUN is unavailable; then the flush fails.
-	for i := uint32(2); ; i++ {
-		if f := a.call(a.flush(tag(epoch, i))); !f.IsError() {
+	last := uint32(1)
+	for {
+		last++
+		if f := a.call(a.flush(tag(epoch, last))); !f.IsError() {
 			wantATA(t, f, 0x61, 0x04)
 			break
 		}
 	}
 	fua := aoe.ATAFields{Flags: aoe.ATAExtended | aoe.ATAWrite, Command: aoe.ATAWriteDMAFUAExt, Sectors: 1}
-	wantATA(t, a.call(a.ata(tag(epoch, 4000), fua, block(1, 1))), 0x61, 0x04)
-	wantOK(t, a.call(a.write(tag(epoch, 4001), 0, block(1, 1))))
+	wantATA(t, a.call(a.ata(tag(epoch, last+1), fua, block(1, 1))), 0x61, 0x04)
+	wantOK(t, a.call(a.write(tag(epoch, last+2), 0, block(1, 1))))
 	again := a.open(aoe.OpenSession, uuidA, 2, testGen)
 	if again.CacheEpoch() == cache {
 		t.Fatal("cache epoch did not change")
