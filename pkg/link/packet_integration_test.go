@@ -339,6 +339,47 @@ func TestPacketInterfaceDown(t *testing.T) {
 	}
 }
 
+// The ring for another MTU is made when the interface is up again.
+func TestPacketMTUChangedWhileDown(t *testing.T) {
+	cable(t, 1500)
+	from, to := openPacket(t, "left", FilterResponses(0)), openPacket(t, "right", FilterRequests(7))
+	long := request(0x80000001)
+	long.length = 9014
+	for round := range 3 {
+		for _, name := range []string{"left", "right"} {
+			if err := netlink.LinkSetDown(byName(t, name)); err != nil {
+				t.Fatal(err)
+			}
+			if err := netlink.LinkSetMTU(byName(t, name), 9000+round); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, l := range []*Packet{from, to} {
+			if err := l.Refresh(); !errors.Is(err, ErrDown) {
+				t.Errorf("refresh while down: %v", err)
+			}
+		}
+		for _, name := range []string{"left", "right"} {
+			up(t, name)
+		}
+		for _, name := range []string{"left", "right"} {
+			carrier(t, name)
+		}
+		for _, l := range []*Packet{from, to} {
+			if err := l.Refresh(); err != nil || l.MTU() != 9000+round {
+				t.Fatalf("refresh: MTU %d, %v", l.MTU(), err)
+			}
+			if _, err := l.Receive(make([][]byte, 1)); err != nil && !errors.Is(err, ErrDown) {
+				t.Errorf("receive: %v", err)
+			}
+		}
+		sendAll(t, from, long.from(t, macLeft, macRight))
+		if got := wait(t, to, 1); len(got) != 1 || len(got[0]) != 9014 {
+			t.Errorf("round %d: received %d frames", round, len(got))
+		}
+	}
+}
+
 func TestPacketInterfaceMadeAnew(t *testing.T) {
 	cable(t, 1500)
 	from, to := openPacket(t, "left", FilterResponses(0)), openPacket(t, "right", FilterRequests(7))

@@ -19,8 +19,8 @@ const (
 	ethernetLen = 14
 	// packetBatch is how many frames one system call sends.
 	packetBatch = 64
-	// defaultBuffer is the size of the receive ring in bytes: 448 frames of 9000 bytes.
-	defaultBuffer = 4 << 20
+	// defaultBuffer is the size of the receive ring in bytes: 896 frames, of whatever length, where the MTU is 9000.
+	defaultBuffer = 8 << 20
 	// sendBuffer is how much the socket's send queue may hold, in bytes, as the kernel charges for it.
 	sendBuffer = 8 << 20
 )
@@ -29,7 +29,7 @@ const (
 type PacketConfig struct {
 	// Filter is required: without one a link would get every AoE frame of the segment.
 	Filter Filter
-	// Buffer is the size of the receive ring in bytes, which the kernel keeps in memory; 0 means 4 MiB.
+	// Buffer is the size of the receive ring in bytes, which the kernel keeps in memory; 0 means 8 MiB.
 	Buffer int
 	// Longest is the longest frame to be received, Ethernet header included; 0 means what the MTU allows. Longer ones are dropped.
 	Longest int
@@ -123,11 +123,14 @@ func (l *Packet) Refresh() error {
 	if err != nil {
 		return fmt.Errorf("refresh %s: %w", l.name, err)
 	}
-	if l.in == nil || now.mtu != l.mtu {
+	switch {
+	case now.up && (l.in == nil || now.mtu != l.mtu):
 		if err := l.makeRing(now.mtu); err != nil {
 			return fmt.Errorf("refresh %s: %w", l.name, err)
 		}
 		l.mtu = now.mtu
+	case l.in == nil: // a ring takes the kernel some time, in which a loop that tries again and again would serve nobody
+		return fmt.Errorf("refresh %s: %w", l.name, ErrDown)
 	}
 	if now.index != l.ifindex {
 		if err := l.bind(now.index); err != nil {
@@ -141,13 +144,20 @@ func (l *Packet) Refresh() error {
 	return nil
 }
 
-// makeRing gives the socket a ring for an MTU, in place of the one that it has.
+// makeRing gives the socket a ring for an MTU, in place of the one that it has; then it has to be bound.
 func (l *Packet) makeRing(mtu int) error {
 	longest := mtu + ethernetLen
 	if l.cfg.Longest > 0 {
 		longest = min(longest, l.cfg.Longest)
 	}
+	if l.in != nil && l.in.longest == longest {
+		return nil
+	}
 	if l.in != nil {
+		// The kernel can lose a socket whose interface comes up while its ring is replaced; one that is bound to none cannot be lost, and receives nothing.
+		if err := l.bind(0); err != nil {
+			return err
+		}
 		l.stats.Truncated += l.in.truncated
 		old := l.in
 		l.in = nil
@@ -163,7 +173,7 @@ func (l *Packet) makeRing(mtu int) error {
 	return nil
 }
 
-// bind moves the socket to an interface, with the filter in force before the first frame.
+// bind moves the socket to an interface, 0: to none, with the filter in force before the first frame.
 func (l *Packet) bind(ifindex int32) error {
 	if err := attachFilter(l.fd, l.cfg.Filter.on(ifindex)); err != nil {
 		return err
@@ -202,7 +212,10 @@ func (l *Packet) Send(frames []*pool.Frame) (int, error) {
 
 // Receive implements Link.
 func (l *Packet) Receive(dst [][]byte) (int, error) {
-	if l.in == nil {
+	if l.in == nil { // it could not be replaced: what is queued instead would keep FD readable
+		for errno := error(nil); errno == nil; {
+			_, _, errno = unix.Recvfrom(l.fd, nil, unix.MSG_DONTWAIT)
+		}
 		return 0, ErrDown
 	}
 	l.in.giveBack()
