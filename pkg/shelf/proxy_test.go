@@ -224,8 +224,14 @@ func TestPoolMarksWhatIsDurable(t *testing.T) {
 	if err := p.service.Delete(t.Context(), v.ID.String()); !errors.Is(err, volume.ErrPending) {
 		t.Fatalf("deleted though a part does not answer: %v", err)
 	}
-	if c, err := aoe.ParseClaim(d.Config()); err != nil || c.Scrubbed != 131072 {
-		t.Errorf("claim %+v, %v", c, err)
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		c, err := aoe.ParseClaim(d.Config())
+		if err == nil && c.Scrubbed == 131072 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("claim %+v, %v", c, err)
+		}
 	}
 	d.CutPower()
 	if d.Used() != 0 {
