@@ -37,14 +37,16 @@ figures() {
 # static_suite: point by point what pools of LUNs that are there already have to show.
 static_suite() {
   local status=0
-  say "in namespaces: real vblades, restarts at every point, aoetools, 2,000 simulated targets"
+  say "in namespaces: aoetools, 2,000 simulated targets, attaching without broadcasts"
   figures static-wire -count=1 -tags integration ./pkg/inband || status=1
-  figures static-vblade -count=1 -tags integration -run '^Test(PoolOfRealVblades|VbladeRestarts|AttachByUnicast)$' ./pkg/shelf -restart-rounds 10 || status=1
+  figures static-unicast -count=1 -tags integration -run '^TestAttachByUnicast$' ./pkg/shelf || status=1
   say "simulated: 1,000 runs with crashes, 50 claims at once, fencing, scrubbing, adoption"
   figures static-sim -count=1 -timeout 30m -run '^Test(Pool|FiftyClaims)' ./pkg/shelf -crash-runs 1000 || status=1
+  say "in a VM: real vblades, restarts at every point"
+  in_vm static-vblade ./pkg/shelf -test.run '^Test(PoolOfRealVblades|VbladeRestarts)$' -restart-rounds 10 || status=1
   say "in a VM: the kernel's driver and aoetools"
   VM_TESTS='^Test(InventoryAgrees|KernelHasIt)$' vm_suite static-vm interop || status=1
-  set -- static-wire static-vblade static-sim static-vm
+  set -- static-wire static-unicast static-sim static-vblade static-vm
   if [ -n "${CLUSTER:-}" ]; then
     "$ROOT/hack/cluster-test.sh" -run '^TestStaticPool$' || status=1
     count_log e2e "$RESULTS/cluster.log" >"$RESULTS/static-cluster.count"
@@ -88,6 +90,19 @@ vm_suite() {
     passed=$((passed + p)) failed=$((failed + f))
   done
   echo "$passed $failed" >"$RESULTS/$name.count"
+  return $status
+}
+
+# in_vm NAME PACKAGE ARG…: the integration tests of a package that use this machine's network namespaces, in those of a VM.
+in_vm() {
+  local name=$1 package=$2 status=0; shift 2
+  local dir=$RESULTS/vm/$name
+  rm -rf "$dir"; mkdir -p "$dir"
+  go test -c -tags integration -o "$BIN/$name.test" "$package" || return
+  printf 'cd %q && %q -test.v%s >/results/test.log 2>&1\n' "$ROOT/$package" "$BIN/$name.test" "$(printf ' %q' "$@")" >"$dir/script"
+  RESULTS=$dir "$ROOT/hack/vm.sh" run "$dir/script" || status=1
+  grep -E '^ *(---|[a-z_]+_test\.go:)' "$dir/test.log" || true
+  count_log "$package" "$dir/test.log" >"$RESULTS/$name.count"
   return $status
 }
 
