@@ -9,6 +9,7 @@
 #   BENCH_ONLY=ublk                only stacks with this in their name (a blank is written _)
 set -euo pipefail
 source "$(dirname "$0")/lib/common.sh"
+source "$(dirname "$0")/lib/vm.sh"
 cd "$ROOT"
 need_root
 "$ROOT/hack/deps.sh" bench
@@ -36,7 +37,7 @@ versions() {
   export BENCH_VERSION_AOE_CSI BENCH_VERSION_FIO BENCH_VERSION_QEMU BENCH_VERSION_VM_KERNEL BENCH_VERSION_VBLADE BENCH_VERSION_NBD_SERVER
   BENCH_VERSION_AOE_CSI=$(git describe --tags --always --dirty)
   BENCH_VERSION_FIO=$(fio --version)
-  BENCH_VERSION_QEMU=$(qemu-system-x86_64 --version | head -1)
+  BENCH_VERSION_QEMU=$("$(emulator)" --version | head -1)
   BENCH_VERSION_VM_KERNEL=$(ls "$CACHE/vm/kernel/lib/modules")
   BENCH_VERSION_VBLADE=$(dpkg-query -W -f '${Version}' vblade)
   BENCH_VERSION_NBD_SERVER=$(dpkg-query -W -f '${Version}' nbd-server)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Boots a Debian 6.12 kernel under QEMU and runs a script in it as root.
 #
-#   vm.sh build                    unpack the kernel, make the initramfs (once: a 107 MB download and about 20 s)
+#   vm.sh build                    unpack the emulator and the kernel, make the initramfs (once: a 120 MB download and about 20 s)
 #   vm.sh run SCRIPT [QEMU ARG…]   boot, run SCRIPT in the guest, power off; the exit status is SCRIPT's
 #   vm.sh shell                    an interactive shell in a fresh guest (Ctrl-D powers it off)
 #

@@ -21,9 +21,9 @@ node_start() {
   vm_prepare "$dir/script"
   # Unsafe caching: a killed emulator loses nothing, only a crash of this machine would.
   qemu_command \
-    -netdev "tap,id=lan,ifname=tap$n,script=no,downscript=no" -device "virtio-net-pci,netdev=lan,mac=52:54:00:99:00:0$n" \
+    -netdev "tap,id=lan,ifname=tap$n,script=no,downscript=no" -device "virtio-net-pci,netdev=lan,mac=52:54:00:99:00:0$n,romfile=" \
     -netdev "tap,id=storage,ifname=stor$n,script=no,downscript=no" \
-    -device "virtio-net-pci,netdev=storage,mac=52:54:00:99:01:0$n,host_mtu=9000" \
+    -device "virtio-net-pci,netdev=storage,mac=52:54:00:99:01:0$n,host_mtu=9000,romfile=" \
     -drive "file=$dir/disk.img,format=raw,if=none,id=disk,cache=unsafe,discard=unmap,detect-zeroes=unmap" \
     -device virtio-blk-pci,drive=disk,serial=node-disk
   say "booting $name"
