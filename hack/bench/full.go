@@ -17,6 +17,9 @@ const (
 	framesShelf  = 12
 )
 
+// hotBytes is a LUN so small that most writes meet one that was sent again less than a second before.
+const hotBytes = 4 << 20
+
 // full measures how cost grows with depth, volumes, frame size and loss, and writes docs.
 func full(ctx context.Context, binary, dir string) error {
 	r, err := newRig(ctx, binary)
@@ -47,6 +50,10 @@ func (r *rig) sweepAll() (points []bench.Point, err error) {
 	if err := r.fill(); err != nil {
 		return nil, err
 	}
+	hot, err := r.serveForeign("e3.2", hotBytes)
+	if err != nil {
+		return nil, err
+	}
 	small := []job{{"4k randread", "randread", "4Ki", 4 << 10, 32, false}, {"4k randwrite", "randwrite", "4Ki", 4 << 10, 32, false}}
 	large := []job{{"128k read", "read", "128Ki", 128 << 10, 32, false}, {"128k write", "write", "128Ki", 128 << 10, 32, false}}
 	depths := []float64{1, 2, 4, 8, 16, 32, 64, 128}
@@ -58,7 +65,11 @@ func (r *rig) sweepAll() (points []bench.Point, err error) {
 		{bench.SweepDepth, append(small[:2:2], large...), depths, atDepth},
 		{bench.SweepMixed, []job{{"4k randrw", "randrw", "4Ki", 4 << 10, 32, false}}, depths, atDepth},
 		{bench.SweepVolumes, small, []float64{1, 4, 16}, r.atVolumes()},
-		{bench.SweepLoss, append(small[:2:2], large...), []float64{0, 0.1, 0.3, 1, 3}, r.atLoss},
+		{bench.SweepLoss, append(small[:2:2], large...), []float64{0, 0.1, 0.3, 1, 3}, r.atLoss(r.target, "e7.1")},
+		{bench.SweepForeign, []job{{fmt.Sprintf("4k randwrite, %d MiB", lunBytes>>20), "randwrite", "4Ki", 4 << 10, 32, false}},
+			[]float64{0, 0.1, 0.3, 1, 3}, r.atLoss(r.vblade, "e3.1")},
+		{bench.SweepForeign, []job{{fmt.Sprintf("4k randwrite, %d MiB", hotBytes>>20), "randwrite", "4Ki", 4 << 10, 32, false}},
+			[]float64{0, 0.1, 0.3, 1, 3}, r.atLoss(hot, "e3.2")},
 		{bench.SweepFrames, large, []float64{1500, 4200, 9000}, r.atFrames()}, // the last, since it leaves the MTU changed
 	} {
 		for run := range repetitions {
@@ -93,15 +104,17 @@ func (r *rig) atVolumes() func(job, float64) (bench.Measurement, error) {
 }
 
 // atLoss loses x of 100 frames in each direction.
-func (r *rig) atLoss(j job, x float64) (m bench.Measurement, err error) {
-	if x == 0 {
-		return r.drive(&j, r.target, "e7.1", "c0")
+func (r *rig) atLoss(server *process, addr string) func(job, float64) (bench.Measurement, error) {
+	return func(j job, x float64) (m bench.Measurement, err error) {
+		if x == 0 {
+			return r.drive(&j, server, addr, "c0")
+		}
+		if err := r.lose("0", x/100); err != nil {
+			return m, err
+		}
+		m, err = r.drive(&j, server, addr, "c0")
+		return m, errors.Join(err, r.lose("0", 0))
 	}
-	if err := r.lose("0", x/100); err != nil {
-		return m, err
-	}
-	m, err = r.drive(&j, r.target, "e7.1", "c0")
-	return m, errors.Join(err, r.lose("0", 0))
 }
 
 // atFrames has frames of at most x bytes, with a target of its own for each: a target learns its interface's MTU when it starts.

@@ -215,12 +215,18 @@ func (r *rig) serve() (err error) {
 	if err != nil {
 		return err
 	}
-	file := filepath.Join(r.dir, "vblade")
-	if err := os.WriteFile(file, make([]byte, lunBytes), 0o600); err != nil {
-		return err
-	}
-	r.vblade, err = r.start(r.server, "vblade", "3", "1", "s0", file)
+	r.vblade, err = r.serveForeign("e3.1", lunBytes)
 	return err
+}
+
+// serveForeign starts a vblade with a LUN of zeroes.
+func (r *rig) serveForeign(addr string, bytes int) (*process, error) {
+	file := filepath.Join(r.dir, "vblade-"+addr)
+	if err := os.WriteFile(file, make([]byte, bytes), 0o600); err != nil {
+		return nil, err
+	}
+	shelf, slot, _ := strings.Cut(strings.TrimPrefix(addr, "e"), ".")
+	return r.start(r.server, "vblade", shelf, slot, "s0", file)
 }
 
 // eventually polls until check returns nil, for ten seconds.

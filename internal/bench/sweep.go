@@ -18,6 +18,7 @@ const (
 	SweepFrames  = "frame size"
 	SweepMixed   = "mixed load" // depth, too
 	SweepLoss    = "loss, %"
+	SweepForeign = "loss to vblade, %" // held back: see docs/design.md on late copies
 )
 
 // Point is a measurement of a sweep.
@@ -110,6 +111,7 @@ func (s *Sweeps) curves() []curve {
 		{curve{file: "full-frames-cpu", sweep: SweepFrames, title: "frame size (MTU), 128k, depth 32", unit: "CPU s/GB"}, cpu},
 		{curve{file: "full-mixed", sweep: SweepMixed, title: "depth, 7 reads to 3 writes of 4k", unit: "IOPS"}, iops},
 		{curve{file: "full-loss", sweep: SweepLoss, title: "frames lost in each direction, %", unit: "MB/s"}, mbps},
+		{curve{file: "full-loss-vblade", sweep: SweepForeign, title: "frames lost in each direction, %, vblade", unit: "IOPS"}, iops},
 	} {
 		points := 0
 		for i := range s.Points {
