@@ -1,6 +1,7 @@
 package brief_test
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -106,10 +107,10 @@ func TestFile(t *testing.T) {
 	if n, err := brief.Pread(fd, b, 3); n != 5 || err != nil || string(b[:5]) != "hello" {
 		t.Errorf("read: %d, %v, %q", n, err, b)
 	}
-	if _, err := brief.Pread(-1, b, 0); err != unix.EBADF {
+	if _, err := brief.Pread(-1, b, 0); !errors.Is(err, unix.EBADF) {
 		t.Errorf("read of no descriptor: %v", err)
 	}
-	if _, err := brief.Pwrite(-1, b, 0); err != unix.EBADF {
+	if _, err := brief.Pwrite(-1, b, 0); !errors.Is(err, unix.EBADF) {
 		t.Errorf("write to no descriptor: %v", err)
 	}
 }

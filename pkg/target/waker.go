@@ -2,6 +2,7 @@ package target
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"sync/atomic"
@@ -75,7 +76,7 @@ func (w *waker) poll() syscall.Errno {
 		return errno
 	}
 	_, err := unix.Poll(w.fds[:], -1)
-	errno, _ := err.(syscall.Errno)
+	errno, _ := errors.AsType[syscall.Errno](err)
 	return errno
 }
 

@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -327,7 +326,7 @@ func lunFile(t *testing.T, dir string) string {
 		return nil
 	})
 	if err != nil || len(found) != 1 {
-		t.Fatal(fmt.Errorf("files of %d bytes: %v, %v", lunBytes, found, err))
+		t.Fatalf("files of %d bytes: %v, %v", lunBytes, found, err)
 	}
 	return found[0]
 }

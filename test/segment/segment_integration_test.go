@@ -271,7 +271,7 @@ func setUp(names []string) (macs []aoe.MAC, err error) {
 				err = netlink.LinkSetUp(link)
 			}
 			if time.Now().After(deadline) {
-				return nil, fmt.Errorf("%s has no carrier: %v", name, err)
+				return nil, errors.Join(fmt.Errorf("%s has no carrier", name), err)
 			}
 		}
 		i, err := net.InterfaceByName(name)

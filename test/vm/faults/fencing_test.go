@@ -73,8 +73,11 @@ func readmitted(t *testing.T, killed bool) {
 	left := a.Start("fio", "--name=left", "--filename="+dev, "--ioengine=libaio", "--direct=1", "--rw=write", "--bs=4k", "--iodepth=16", "--size=1m")
 	l.Eventually(time.Minute, "writes that wait", func() error {
 		list, err := a.Attachments(10 * time.Second)
-		if err != nil || len(list) != 1 || list[0].GetStatistics().GetOutstanding() == 0 {
-			return fmt.Errorf("%v, %v", list, err)
+		if err != nil {
+			return err
+		}
+		if len(list) != 1 || list[0].GetStatistics().GetOutstanding() == 0 {
+			return fmt.Errorf("attachments: %v", list)
 		}
 		return nil
 	})

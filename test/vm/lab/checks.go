@@ -33,7 +33,7 @@ func (l *Lab) Complaints() func() {
 	}
 	stop, found := make(chan struct{}), make(chan []string, 1)
 	go func() {
-		defer unix.Close(fd)
+		defer func() { _ = unix.Close(fd) }()
 		var all []string
 		for last := false; ; {
 			all = append(all, readComplaints(fd)...)

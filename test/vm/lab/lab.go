@@ -88,11 +88,15 @@ func (l *Lab) TryFor(d time.Duration, name string, args ...string) (string, erro
 	if err := cmd.Start(); err != nil {
 		return "", err
 	}
-	done := make(chan error, 1)
-	go func() { done <- cmd.Wait() }()
+	done := make(chan struct{})
+	var failure error // before done
+	go func() {
+		failure = cmd.Wait()
+		close(done)
+	}()
 	select {
-	case err := <-done:
-		return out.String(), err
+	case <-done:
+		return out.String(), failure
 	case <-time.After(d):
 	}
 	_ = cmd.Process.Kill() // fails only when it has just ended
