@@ -46,6 +46,7 @@ func newLunCommand() *cobra.Command {
 		Long: `Lun asks the target on this host, as root, over its unix socket. Volumes of a cluster are the controller's: look, but
 do not change them here.`,
 		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	flags := cmd.PersistentFlags()
 	flags.StringVar(&opt.socket, "socket", "", "the shelf API's unix socket (default RUN-DIR/shelf-N-api.sock)")

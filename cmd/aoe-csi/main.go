@@ -22,7 +22,7 @@ func main() {
 	os.Exit(run(os.Args[1:]))
 }
 
-// run executes one command line and returns the exit status: 0, 1 for a failure, 2 for a call that makes no sense.
+// run executes one command line and returns the exit status: 0, 2 for an unknown command or flag or a wrong number of arguments, 1 for every other failure.
 func run(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()

@@ -138,7 +138,7 @@ func upgrade(ctx context.Context, t *testing.T, tag string) {
 	}
 	chart := "../../charts/aoe-csi"
 	for _, args := range [][]string{
-		{"helm", "upgrade", release, chart, "--namespace", release, "--reuse-values", "--set", "image.tag=" + tag},
+		{"helm", "upgrade", release, chart, "--namespace", release, "--reset-then-reuse-values", "--set", "image.tag=" + tag},
 		{"kubectl", "--namespace", release, "rollout", "status", "daemonset/aoe-csi-node", "--timeout=180s"},
 		{"kubectl", "--namespace", release, "rollout", "status", "deployment/aoe-csi-controller", "--timeout=180s"},
 	} {
