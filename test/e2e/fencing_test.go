@@ -59,6 +59,11 @@ func TestFencing(t *testing.T) {
 	})
 	remove(ctx, t, pod(ctx, t, "fencing-1", cluster.other, c)) // binds it
 	f := &fencedNodes{t: t, ctx: ctx, volume: volumeOf(ctx, t, c)}
+	t.Cleanup(func() {
+		if t.Failed() {
+			f.giveUp()
+		}
+	})
 	eventually(ctx, t, deleteLimit, "the pod's attachment is gone", f.nowhere)
 	nothingAttached(ctx, t, cluster.other)
 	f.file = f.lunFile()
@@ -186,14 +191,34 @@ func (f *fencedNodes) detach(node string) {
 	f.initiator(node, "detach", f.volume.Spec.Target, "--force")
 }
 
+// giveUp ends the writers and their devices after a failure, so that the tests that follow find idle nodes. The attachments are gone by now.
+func (f *fencedNodes) giveUp() {
+	ctx, cancel := context.WithTimeout(context.Background(), deleteLimit)
+	defer cancel()
+	f.ctx = ctx
+	for _, node := range []string{cluster.storage, cluster.other} {
+		if out, err := lab(ctx, "node-exec", node, "touch /run/fencing.stop"); err != nil {
+			f.t.Logf("%v: %s", err, out)
+		}
+		if _, err := f.tryInitiator(node, "detach", f.volume.Spec.Target, "--force"); err != nil {
+			f.t.Log(err) // where it is not attached
+		}
+	}
+}
+
 // initiator runs a command of the driver on a node.
 func (f *fencedNodes) initiator(node string, args ...string) string {
 	f.t.Helper()
-	out, err := command(f.ctx, "kubectl", append([]string{"exec", "--namespace", release, driverPod(f.ctx, f.t, "initiator", node), "--", "/aoe-csi"}, args...)...)
+	out, err := f.tryInitiator(node, args...)
 	if err != nil {
 		f.t.Fatal(err)
 	}
 	return out
+}
+
+func (f *fencedNodes) tryInitiator(node string, args ...string) (string, error) {
+	f.t.Helper()
+	return command(f.ctx, "kubectl", append([]string{"exec", "--namespace", release, driverPod(f.ctx, f.t, "initiator", node), "--", "/aoe-csi"}, args...)...)
 }
 
 // fill writes the volume from a node that has it, and reads it back there.
