@@ -67,16 +67,27 @@ node_diagnose() {
   done >&2
 }
 
-# node_exec NAME COMMAND…: runs a shell command line as root of the node; output and exit status come back.
+# node_exec NAME COMMAND…: runs a shell command line as root of the node; output and exit status come back. The status ends it, not the
+# connection's end: the node's socat was seen to keep that open for ever after its shell had said all.
 node_exec() {
-  local name=$1 n out; shift
+  local name=$1 n line status='' out=() shell; shift
   n=$(node_number "$name") || return
-  out=$(printf '(\n%s\n) </dev/null\nprintf "\\n@@status %%d\\n" $?\n' "$*" |
-    in_net socat -t 3600 - "TCP:$(node_address "$n"):$SHELL_PORT,connect-timeout=10") || true
-  [[ $out =~ $'\n@@status '([0-9]+)$ ]] || { printf '%s\n' "$out"; say "$name: no answer from its shell"; return 255; }
-  local status=${BASH_REMATCH[1]}
-  out=${out%$'\n@@status '*}
-  [ -z "$out" ] || printf '%s\n' "${out%$'\n'}"
+  exec {shell}< <(printf '(\n%s\n) </dev/null\nprintf "\\n@@status %%d\\n" $?\nexit\n' "$*" |
+    in_net socat -t 3600 - "TCP:$(node_address "$n"):$SHELL_PORT,connect-timeout=10" 2>/dev/null)
+  local pid=$!
+  while IFS= read -r line; do
+    if [[ $line =~ ^'@@status '([0-9]+)$ ]]; then
+      status=${BASH_REMATCH[1]}
+      break
+    fi
+    out+=("$line")
+  done <&"$shell"
+  exec {shell}<&-
+  pkill -P "$pid" 2>/dev/null || true
+  # The line before the status is empty, or the end of an unfinished one.
+  [ ${#out[@]} -eq 0 ] || [ -n "${out[-1]}" ] || unset 'out[-1]'
+  [ ${#out[@]} -eq 0 ] || printf '%s\n' "${out[@]}"
+  [ -n "$status" ] || { say "$name: no answer from its shell"; return 255; }
   return "$status"
 }
 
