@@ -21,6 +21,7 @@ import (
 
 	"github.com/aoe-csi/aoe-csi/pkg/aoe"
 	initiatorv1 "github.com/aoe-csi/aoe-csi/pkg/api/initiator/v1"
+	"github.com/aoe-csi/aoe-csi/pkg/provision"
 	"github.com/aoe-csi/aoe-csi/pkg/volume"
 	"github.com/aoe-csi/aoe-csi/test/vm/lab"
 )
@@ -132,16 +133,26 @@ func (v *life) remove() error {
 	}
 	v.bytes = 0
 	v.s.count("volumes deleted")
-	return v.persist("delete", func(ctx context.Context) error {
-		shelf, err := v.s.shelves.Get(ctx, 7, "")
+	// One after the other: a LUN whose deletion's answer was lost can be expelled from no more.
+	for _, step := range []struct {
+		what string
+		call func(context.Context, *provision.Shelf) error
+	}{
+		{"expel", func(ctx context.Context, s *provision.Shelf) error { return s.Expel(ctx, v.id, "a") }},
+		{"delete", func(ctx context.Context, s *provision.Shelf) error { return s.DeleteLun(ctx, v.id) }},
+	} {
+		err := v.persist(step.what, func(ctx context.Context) error {
+			s, err := v.s.shelves.Get(ctx, 7, "")
+			if err != nil {
+				return err
+			}
+			return step.call(ctx, s)
+		})
 		if err != nil {
 			return err
 		}
-		if err := shelf.Expel(ctx, v.id, "a"); err != nil {
-			return err
-		}
-		return shelf.DeleteLun(ctx, v.id)
-	})
+	}
+	return nil
 }
 
 func (v *life) attach() error {
