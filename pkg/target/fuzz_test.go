@@ -54,7 +54,7 @@ func FuzzSession(f *testing.F) {
 		if view := aoe.Frame(noise); stranger && len(noise) >= aoe.EthernetLen {
 			view.SetSrc(macB)
 		} else if len(noise) >= aoe.HeaderLen {
-			outside(view, epoch)
+			outside(view, s.at(3))
 		}
 		exchange(noise)
 
@@ -82,10 +82,19 @@ func FuzzSession(f *testing.F) {
 	})
 }
 
-// outside makes a frame one that is not of the session, though it may come from its sender: who forges both is stopped by encryption only.
-func outside(f aoe.Frame, epoch uint8) {
-	if aoe.TagEpoch(f.Tag()) == epoch {
-		f.SetTag(f.Tag() ^ 2<<22) // not 0, which is no session at all
+// outside makes a frame one that is of no session, though it may come from a sender that is admitted: who forges both is stopped by encryption only. Such
+// a sender may well open sessions of its own; they must not be the fuzzed one's.
+func outside(f aoe.Frame, l *lun) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if epoch := aoe.TagEpoch(f.Tag()); l.sessions[epoch] != nil {
+		for l.sessions[epoch] != nil {
+			epoch--
+			if epoch == 0 { // which is no session at all
+				epoch = aoe.MaxEpoch
+			}
+		}
+		f.SetTag(aoe.MakeTag(aoe.TagShard(f.Tag()), epoch, aoe.TagCounter(f.Tag())))
 	}
 	if o, err := f.Open(); err == nil && o.Initiator() == uuidA {
 		o[8]++
