@@ -87,13 +87,17 @@ func FuzzSession(f *testing.F) {
 func outside(f aoe.Frame, l *lun) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if epoch := aoe.TagEpoch(f.Tag()); l.sessions[epoch] != nil {
-		for l.sessions[epoch] != nil {
-			epoch--
-			if epoch == 0 { // which is no session at all
-				epoch = aoe.MaxEpoch
-			}
+	epoch := aoe.TagEpoch(f.Tag())
+	for range aoe.MaxEpoch {
+		if l.sessions[epoch] == nil {
+			break
 		}
+		epoch = epoch%aoe.MaxEpoch + 1
+	}
+	switch {
+	case l.sessions[epoch] != nil: // all are taken
+		f.SetTag(f.Tag() &^ aoe.TagOwn)
+	case epoch != aoe.TagEpoch(f.Tag()):
 		f.SetTag(aoe.MakeTag(aoe.TagShard(f.Tag()), epoch, aoe.TagCounter(f.Tag())))
 	}
 	if o, err := f.Open(); err == nil && o.Initiator() == uuidA {
