@@ -17,7 +17,7 @@ var bugs = []struct {
 		"initiator/pump.go", "	e.sends++\n	e.path.order.remove(e) // behind those sent meanwhile\n	e.path.order.add(e)\n	c.stats.Retransmits++\n	c.transmit(e)",
 		"	e.path.discount(e)\n	c.giveUp(e)",
 	}}},
-	{"no retransmission", []edit{{"initiator/pump.go", "	c.stats.Retransmits++\n	c.transmit(e)", "	c.stats.Retransmits++\n	e.due = never"}}},
+	{"no retransmission", []edit{{"initiator/pump.go", "	c.stats.Retransmits++\n	c.transmit(e)", "	c.stats.Retransmits++\n	e.sentAt, e.due = c.now, never"}}},
 	{"no hold-back", []edit{{"initiator/holdback.go", "if !r.modifies() || c.session.state == sessionOpen {", "if true {"}}},
 	{"no hold-back after a restart", []edit{{"initiator/core.go", "		c.holds.everything(now + duplicateLifetime)\n", ""}}},
 	{"same incarnation for a new session", []edit{{"initiator/session.go", "	s.incarnation++\n", ""}}},
