@@ -34,7 +34,7 @@ func (s system) frontends() []finding {
 	const ublk, nbd = "front end ublk", "front end nbd"
 	switch {
 	case !s.exists("sys/module/ublk_drv"):
-		findings = append(findings, note(ublk, "modprobe ublk_drv (Linux 6.12.114 or later, or 6.15 or later), and list it in /etc/modules-load.d", "its module is not loaded"))
+		findings = append(findings, note(ublk, "modprobe ublk_drv (Linux 6.12 from 6.12.114 on, or 6.15 or later), and list it in /etc/modules-load.d", "its module is not loaded"))
 	case !s.exists("dev/ublk-control"):
 		findings = append(findings, note(ublk, "show the host's /dev to the container", "there is no /dev/ublk-control"))
 	}

@@ -17,7 +17,7 @@ const (
 	framesShelf  = 12
 )
 
-// hotBytes is a LUN so small that most writes meet one that was sent again less than a second before.
+// hotBytes is a LUN so small that writes often come to where one was sent again less than a second before.
 const hotBytes = 4 << 20
 
 // full measures how cost grows with depth, volumes, frame size and loss, and writes docs.

@@ -68,7 +68,7 @@ node_diagnose() {
 }
 
 # node_exec NAME COMMAND…: runs a shell command line as root of the node; output and exit status come back. The status ends it, not the
-# connection's end: the node's socat was seen to keep that open for ever after its shell had said all.
+# connection's end: the node's socat was seen to keep that open, up to the hour of -t, after its shell had ended.
 node_exec() {
   local name=$1 n line status='' out=() shell; shift
   n=$(node_number "$name") || return

@@ -25,7 +25,7 @@ vm_up_to_date() {
 # unpack_emulator: QEMU from Debian 12's backports, unpacked beside the kernel. Debian 12's own, 7.2, emulates code that
 # changes itself wrongly on several processors: where a kernel switches one of its static keys (the first NBD socket, the
 # first memory cgroup, a trace point) it may die of "Oops: int3" or a double fault. Switching trace points under load
-# killed every guest within 10 s with 7.2 and none in a minute with 10.0. Its libraries and ROMs are those of deps.sh.
+# killed two guests of two within 10 s with 7.2, and none of three in a minute with 10.0. Its libraries and ROMs are those of deps.sh.
 unpack_emulator() {
   [ ! -e "$EMULATOR/.unpacked" ] || return 0
   local apt=$VM/apt
