@@ -65,7 +65,9 @@ func (c *Core) onData(p *path, e *entry, f aoe.Frame) bool {
 		if f.ErrorCode() == aoe.ErrorVersion && e.versions < versionTries {
 			e.versions++
 			p.heardFrom(c.now)
-			c.resend(e) // damaged on the way: the target has answered others
+			if !e.parked { // else it goes when its path is beyond doubt
+				c.resend(e) // damaged on the way: the target has answered others
+			}
 			return true
 		}
 		c.heard(p, e)

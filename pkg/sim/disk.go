@@ -196,9 +196,12 @@ func (h *handle) ReadAt(p []byte, off int64) error {
 	return h.life.pause()
 }
 
+// misses says whether I/O has to wait for the disk: on ext4 every write does.
+func (l *life) misses() bool { return l.dead || l.sim.dice.Float64() < l.sim.plan.uncached }
+
 // ReadCached implements target.File.
 func (h *handle) ReadCached(p []byte, off int64) bool {
-	if h.life.dead || h.life.sim.dice.IntN(4) == 0 {
+	if h.life.misses() {
 		return false
 	}
 	copy(p, h.file.cache[off:])
@@ -207,7 +210,7 @@ func (h *handle) ReadCached(p []byte, off int64) bool {
 
 // WriteCached implements target.File.
 func (h *handle) WriteCached(p []byte, off int64) bool {
-	if h.life.dead || h.life.sim.dice.IntN(2) == 0 {
+	if h.life.misses() {
 		return false
 	}
 	h.write(p, off, false)

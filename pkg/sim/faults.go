@@ -37,6 +37,15 @@ var faults = faultList{
 	{name: "fdatasync fails", managed: true, run: func(s *Sim) {
 		s.again(func() { s.storage.disk.failSync = true }, func() { s.storage.disk.failSync = false })
 	}},
+	{name: "the last fdatasync of a process fails", managed: true, run: func(s *Sim) {
+		s.again(func() {
+			s.storage.disk.failSync = true
+			s.storage.stop(s.tasks)
+		}, func() {
+			s.storage.disk.failSync = false
+			s.storage.up()
+		})
+	}},
 	{name: "records fail", run: func(s *Sim) {
 		s.again(func() { s.storage.disk.failUpdates = 1 + s.dice.IntN(3) }, func() { s.storage.disk.failUpdates = 0 })
 	}},

@@ -15,9 +15,11 @@ type plan struct {
 	poolMax               int
 	duration              time.Duration
 	disk                  time.Duration // the longest half of an access
+	uncached              float64       // how much of the I/O cannot be done without waiting for the disk
 	profile               linktest.Profile
 	faults                faultList
-	overlap               bool // reads of what is being written
+	preempt               float64 // how often a thread of the target that could go on has to wait for a processor
+	overlap               bool    // reads of what is being written
 	mangled               float64
 }
 
@@ -29,7 +31,10 @@ func (s *Sim) makePlan() plan {
 		nodes: 1 + d.IntN(2), links: 1 + d.IntN(2), volumes: 1 + d.IntN(2), openVolumes: d.IntN(4) == 0,
 		threads: 1 + d.IntN(8), think: time.Duration(1+d.IntN(100)) * time.Millisecond,
 		poolMax: 2 + d.IntN(40), duration: time.Duration(2+d.IntN(8)) * time.Second,
-		disk: time.Duration(d.IntN(3)*d.IntN(2000)) * time.Microsecond, overlap: d.IntN(2) == 0,
+		disk: time.Duration(d.IntN(3)*d.IntN(2000)) * time.Microsecond, uncached: []float64{0.3, 0.6, 1}[d.IntN(3)], overlap: d.IntN(2) == 0,
+	}
+	if d.IntN(3) == 0 {
+		p.preempt = float64(1+d.IntN(30)) / 100
 	}
 	if d.IntN(3) == 0 {
 		p.mangled = float64(d.IntN(30)) / 1000
@@ -79,6 +84,17 @@ func (s *Sim) latency() time.Duration {
 		d += time.Duration(s.dice.IntN(300)) * time.Millisecond
 	}
 	return d
+}
+
+// absence is how long a thread waits for a processor.
+func (s *Sim) absence() time.Duration {
+	if s.plan.preempt == 0 || s.dice.Float64() >= s.plan.preempt {
+		return 0
+	}
+	if s.dice.IntN(20) == 0 {
+		return time.Duration(s.dice.Int64N(int64(300 * time.Millisecond)))
+	}
+	return time.Duration(s.dice.Int64N(int64(2 * time.Millisecond)))
 }
 
 // mangle changes what arrives, on its way: it cuts frames short, and flips bits that receivers can notice. Bits of counter, LBA and

@@ -40,7 +40,7 @@ const shelfNumber = 7
 func (h *storage) start() {
 	h.lives++
 	s := h.sim
-	l := &life{sim: s, storage: h, turns: &turns{sim: s}, link: s.net.Link(h.mac)}
+	l := &life{sim: s, storage: h, turns: &turns{sim: s, preemptible: true}, link: s.net.Link(h.mac)}
 	h.life = l
 	s.lives = append(s.lives, l)
 	s.tracef("target: starts, process %d, boot %d", h.lives, h.boots)

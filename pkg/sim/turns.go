@@ -9,9 +9,10 @@ import (
 
 // turns runs tasks one at a time, each a coroutine; it implements target.Turns.
 type turns struct {
-	sim     *Sim
-	tasks   []*task
-	current *task
+	sim         *Sim
+	preemptible bool // a task that could go on may have to wait
+	tasks       []*task
+	current     *task
 }
 
 // task is one of them. Between its turns it waits for ready.
@@ -19,6 +20,7 @@ type task struct {
 	next  func() (struct{}, bool)
 	yield func(struct{}) bool
 	ready func() bool
+	back  time.Duration // when a task that could go on has a processor again; 0: it has not been taken off
 }
 
 func always() bool { return true }
@@ -50,6 +52,22 @@ func (t *turns) sleep(d time.Duration, over func() bool) {
 	t.Await(func() bool { return t.sim.now >= at || over() })
 }
 
+// preempt sometimes has a task wait for its turn although what it waited for is there, and its own by now.
+func (t *turns) preempt(k *task) bool {
+	if !t.preemptible || k.back > 0 {
+		k.back = 0
+		return false
+	}
+	d := t.sim.absence()
+	if d == 0 {
+		return false
+	}
+	back := t.sim.now + d
+	k.back, k.ready = back, func() bool { return t.sim.now >= back }
+	t.sim.wakeAt(back)
+	return true
+}
+
 // run gives turns, in an order that chance decides, until every task waits; it says whether there was any.
 func (t *turns) run() (any bool) {
 	for again := true; again && t.sim.err == nil; {
@@ -61,7 +79,7 @@ func (t *turns) run() (any bool) {
 		for i := range t.tasks {
 			at := (first + i) % len(t.tasks)
 			k := t.tasks[at]
-			if k == nil || !k.ready() {
+			if k == nil || !k.ready() || t.preempt(k) {
 				continue
 			}
 			again, any = true, true

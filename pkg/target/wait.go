@@ -24,10 +24,11 @@ type turnLock struct {
 
 // Lock implements sync.Locker.
 func (l *turnLock) Lock() {
-	if l.held {
-		l.turns.Await(func() bool { return !l.held })
-	}
-	l.held = true
+	l.turns.Await(func() bool {
+		free := !l.held
+		l.held = true
+		return free
+	})
 }
 
 // Unlock implements sync.Locker.

@@ -72,6 +72,7 @@ var bugs = []struct {
 	{"an earlier process's writes not counted as unflushed", []edit{{"initiator/core.go", "		c.acked = 1 //", "		c.acked = 0 //"}}},
 	{"a damaged OPEN makes a target foreign", []edit{{"initiator/session.go", "	unknownOpens = 4", "	unknownOpens = 1"}}},
 	{"a damaged version fails a request", []edit{{"initiator/receive.go", "const versionTries = 4", "const versionTries = 0"}}},
+	{"a damaged version of a parked frame sends it", []edit{{"initiator/receive.go", "			if !e.parked {", "			if true {"}}},
 	{"foreign detach before copies are gone", []edit{{"initiator/session.go", " && (s.managed || !c.holds.any(now))", ""}}},
 	{"commands cut short are refused", []edit{{"target/ata.go", "	if carriesData(a.Command()) {", "	if false {"}}},
 	{"epochs of the LUN before used at once", []edit{{"target/admin.go", "	l.rest(s.vacated[r.Slot])\n", ""}}},
