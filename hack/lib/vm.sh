@@ -107,6 +107,10 @@ make_initramfs() {
 
 # qemu_command ARG…: sets QEMU to the command line of the emulator, the guest's console on standard output. Reads RESULTS
 # (the shared directory), SMP, MEM, NICS, VM_ACCEL and VM_APPEND (more for the kernel's command line).
+#
+# "maxcpus": hack/vm/init starts the other processors when devices are set up. Where one processor touches a device while another changes the map of
+# memory (a kernel's look at PCI's registers does), QEMU up to 10.0 may look it up in the wrong map and die: "iotlb_to_section: Assertion". noreplace-smp keeps
+# a kernel that begins with one processor from patching its locks for that.
 qemu_command() {
   local nics=() i
   for ((i = 0; i < ${NICS:-0}; i++)); do
@@ -115,7 +119,7 @@ qemu_command() {
   QEMU=("$(emulator)" -L "$EMULATOR/usr/share/qemu" -L "$EMULATOR/usr/share/seabios" -accel "${VM_ACCEL:-tcg,thread=multi,tb-size=1024}" -cpu max -smp "${SMP:-2}" -m "${MEM:-4096}"
     -display none -no-reboot -nodefaults -serial stdio
     -kernel "$(echo "$KERNEL"/boot/vmlinuz-*)" -initrd "$VM/initrd"
-    -append "console=ttyS0 quiet panic=-1 mitigations=off nokaslr audit=0 net.ifnames=0 aoecsi.guest=$ROOT/hack/vm/guest.sh aoecsi.modules=$KERNEL/lib/modules${VM_APPEND:+ $VM_APPEND}"
+    -append "console=ttyS0 quiet panic=-1 mitigations=off nokaslr audit=0 net.ifnames=0 maxcpus=1 noreplace-smp aoecsi.guest=$ROOT/hack/vm/guest.sh aoecsi.modules=$KERNEL/lib/modules${VM_APPEND:+ $VM_APPEND}"
     -object rng-random,id=rng,filename=/dev/urandom -device virtio-rng-pci,rng=rng
     -fsdev local,id=host,path=/,security_model=none,multidevs=remap,readonly=on
     -device virtio-9p-pci,fsdev=host,mount_tag=host
