@@ -344,6 +344,9 @@ func (c *Core) leave() {
 		c.watchStall()
 	}
 	c.leaving = false
+	if checked {
+		c.check()
+	}
 }
 
 // wake makes sure that Tick is called at t.

@@ -1,0 +1,6 @@
+//go:build invariants || race
+
+package initiator
+
+// checked has every call end with check.
+const checked = true
