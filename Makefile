@@ -99,7 +99,7 @@ soak: ## HOURS=1 of volumes' lives amid kills and rough networks, in a VM; write
 bench: ## as fast as the wire? against vblade, NBD and NVMe/TCP; writes docs/bench (root, a quiet machine, 15 min)
 	hack/bench.sh
 
-bench-full: ## how cost grows with depth, volumes, frame size and loss; writes docs/bench/full.* (root, a quiet machine, 12 min)
+bench-full: ## how cost grows with depth, volumes, frame size and loss, and iSCSI; writes docs/bench/full.* (root, a quiet machine, 20 min)
 	hack/bench.sh full
 
 ##@ Prepare

@@ -2,11 +2,11 @@
 # Measures aoe-csi against what a user would pick instead, judges the figures, and writes docs/bench. Leave the machine
 # alone meanwhile: about 15 minutes.
 #   bench.sh             over veth on this machine, then in a VM
-#   bench.sh full        how cost grows with depth, volumes, frame size and loss, over veth, about 12 minutes
+#   bench.sh full        how cost grows with depth, volumes, frame size and loss, over veth, and iSCSI in a VM; about 20 minutes
 #   bench.sh native|vm   one of the two, judged alone and left in $CACHE/results/bench instead of docs/bench
 #
 #   BENCH_RUNS=3 BENCH_SECONDS=4   of each job in the VM
-#   BENCH_ONLY=ublk                only stacks with this in their name (a blank is written _)
+#   BENCH_ONLY=ublk,open-iscsi     only stacks with one of these in their name (a blank is written _)
 set -euo pipefail
 source "$(dirname "$0")/lib/common.sh"
 source "$(dirname "$0")/lib/vm.sh"
@@ -34,13 +34,14 @@ vm() {
 
 # What the report names; the keys are these names in small letters.
 versions() {
-  export BENCH_VERSION_AOE_CSI BENCH_VERSION_FIO BENCH_VERSION_QEMU BENCH_VERSION_VM_KERNEL BENCH_VERSION_VBLADE BENCH_VERSION_NBD_SERVER
+  export BENCH_VERSION_AOE_CSI BENCH_VERSION_FIO BENCH_VERSION_QEMU BENCH_VERSION_VM_KERNEL BENCH_VERSION_VBLADE BENCH_VERSION_NBD_SERVER BENCH_VERSION_TGT
   BENCH_VERSION_AOE_CSI=$(git describe --tags --always --dirty)
   BENCH_VERSION_FIO=$(fio --version)
   BENCH_VERSION_QEMU=$("$(emulator)" --version | head -1)
   BENCH_VERSION_VM_KERNEL=$(ls "$CACHE/vm/kernel/lib/modules")
   BENCH_VERSION_VBLADE=$(dpkg-query -W -f '${Version}' vblade)
   BENCH_VERSION_NBD_SERVER=$(dpkg-query -W -f '${Version}' nbd-server)
+  BENCH_VERSION_TGT=$(dpkg-query -W -f '${Version}' tgt)
 }
 
 go build -o "$BIN/bench" ./hack/bench
@@ -50,9 +51,10 @@ case ${1:-all} in
     versions
     "$BIN/bench" report "$RESULTS" "$RESULTS/$1.json" ;;
   full)
+    BENCH_ONLY=${BENCH_ONLY:-ublk,open-iscsi} vm
     versions
     go build -o "$BIN/aoe-csi" ./cmd/aoe-csi
-    "$BIN/bench" full "$BIN/aoe-csi" docs/bench ;;
+    "$BIN/bench" full "$BIN/aoe-csi" docs/bench "$RESULTS/vm.json" ;;
   all)
     native
     vm

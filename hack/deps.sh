@@ -10,7 +10,7 @@ COMMON=(ca-certificates gcc git iproute2 jq libc6-dev make procps xz-utils)
 VM=(aoetools busybox-static cpio e2fsprogs erofs-utils fio kmod nbd-client libprotobuf-dev protobuf-compiler qemu-system-x86 tcpdump
   util-linux vblade xfsprogs)
 # What the benchmarks compare with.
-BENCH=(nbd-server)
+BENCH=(nbd-server open-iscsi tgt)
 # What a Kubernetes node of ours is made of, and the cluster around it.
 CLUSTER=(conntrack containerd containernetworking-plugins iptables openssl runc socat)
 

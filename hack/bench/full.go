@@ -20,8 +20,12 @@ const (
 // hotBytes is a LUN so small that writes often come to where one was sent again less than a second before.
 const hotBytes = 4 << 20
 
-// full measures how cost grows with depth, volumes, frame size and loss, and writes docs.
-func full(ctx context.Context, binary, dir string) error {
+// full measures how cost grows with depth, volumes, frame size and loss, and writes docs, with what was measured in a VM.
+func full(ctx context.Context, binary, dir, vm string) error {
+	inVM, err := bench.Read(vm)
+	if err != nil {
+		return err
+	}
 	r, err := newRig(ctx, binary)
 	if err != nil {
 		return errors.Join(err, r.close())
@@ -30,7 +34,7 @@ func full(ctx context.Context, binary, dir string) error {
 	if err := errors.Join(err, r.close()); err != nil {
 		return err
 	}
-	s := &bench.Sweeps{Date: time.Now().UTC().Truncate(time.Second), Machine: machine(), Points: bench.MedianPoints(points)}
+	s := &bench.Sweeps{Date: time.Now().UTC().Truncate(time.Second), Machine: machine(), Points: bench.MedianPoints(points), VM: bench.Median(inVM)}
 	return s.Write(dir)
 }
 

@@ -2,7 +2,7 @@
 //
 //	bench native BINARY OUT   measure over veth, in network namespaces of its own; BINARY is aoe-csi
 //	bench report DIR FILE…    judge the measurements of all FILEs, write DIR; status 1 if a row is missed
-//	bench full BINARY DIR     measure how cost grows, write DIR
+//	bench full BINARY DIR VM  measure how cost grows, write DIR, with the measurements of file VM
 //	bench answer IF SIZE      one end of the bare ping-pong; the other is ask
 //	bench ask IF MAC SIZE DEPTH TIME
 package main
@@ -36,13 +36,16 @@ func main() {
 
 func run(ctx context.Context, args []string) error {
 	if len(args) < 3 {
-		return errors.New("usage: bench native BINARY OUT | full BINARY DIR | report DIR FILE… | answer IF SIZE | ask IF MAC SIZE DEPTH TIME")
+		return errors.New("usage: bench native BINARY OUT | full BINARY DIR VM | report DIR FILE… | answer IF SIZE | ask IF MAC SIZE DEPTH TIME")
 	}
 	switch args[0] {
 	case "native":
 		return native(ctx, args[1], args[2])
 	case "full":
-		return full(ctx, args[1], args[2])
+		if len(args) != 4 {
+			return errors.New("usage: bench full BINARY DIR VM")
+		}
+		return full(ctx, args[1], args[2], args[3])
 	case "report":
 		return report(args[1], args[2:])
 	case "answer":

@@ -8,6 +8,7 @@ const (
 	KernelOurs  = "kernel aoe + our target"
 	NVMe        = "NVMe/TCP + nvmet"
 	NBDServer   = "NBD + nbd-server"
+	ISCSI       = "open-iscsi + tgt"
 	Wire        = "bare ping-pong"
 	Bare        = "aoe-csi bench"          // no block layer, our target
 	BareVblade  = "aoe-csi bench + vblade" // the same client, vblade

@@ -33,6 +33,7 @@ type Sweeps struct {
 	Date    time.Time         `json:"date"`
 	Machine map[string]string `json:"machine"`
 	Points  []Point           `json:"points"` // medians
+	VM      []Measurement     `json:"vm"`     // medians of stacks that only `make bench-full` measures, and of what they are compared with
 }
 
 // MedianPoints is the median of each point's figures over its repetitions, in the order of their first appearance.
@@ -76,6 +77,7 @@ func (s *Sweeps) Write(dir string) error {
 		fmt.Fprintf(&page, "\n![%s](%s)\n", c.title, name)
 	}
 	page.WriteString(s.table())
+	page.WriteString(figures(s.VM, WhereVM))
 	fmt.Fprintf(&page, "\n## Machine\n\n| | |\n|---|---|\n| date | %s |\n", s.Date.Format(time.DateTime))
 	for _, key := range sortedKeys(s.Machine) {
 		fmt.Fprintf(&page, "| %s | %s |\n", key, s.Machine[key])

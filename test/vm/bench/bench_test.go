@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -22,7 +23,7 @@ import (
 var (
 	repetitions = number("BENCH_RUNS", 3)    // of each job over each stack
 	seconds     = number("BENCH_SECONDS", 4) // that a job is measured
-	only        = os.Getenv("BENCH_ONLY")    // measure only stacks with this in their name
+	only        = os.Getenv("BENCH_ONLY")    // measure only stacks with one of these in their name, separated by commas
 )
 
 func number(name string, otherwise int) int {
@@ -53,15 +54,25 @@ var jobs = []job{
 type stack struct {
 	name string
 	up   func(*rig) (device string, down func())
+	full bool // only for those who ask for it
+}
+
+// wanted says whether a stack is to be measured.
+func (s *stack) wanted() bool {
+	if only == "" {
+		return !s.full
+	}
+	return slices.ContainsFunc(strings.Split(strings.ReplaceAll(only, "_", " "), ","), func(part string) bool { return strings.Contains(s.name, part) })
 }
 
 var stacks = []stack{
-	{bench.UBLK, func(r *rig) (string, func()) { return r.ours("ublk") }},
-	{bench.NBD, func(r *rig) (string, func()) { return r.ours("nbd") }},
-	{bench.KernelAoE, (*rig).kernelVblade},
-	{bench.KernelOurs, (*rig).kernelOurs},
-	{bench.NVMe, (*rig).nvme},
-	{bench.NBDServer, (*rig).nbdServer},
+	{name: bench.UBLK, up: func(r *rig) (string, func()) { return r.ours("ublk") }},
+	{name: bench.NBD, up: func(r *rig) (string, func()) { return r.ours("nbd") }},
+	{name: bench.KernelAoE, up: (*rig).kernelVblade},
+	{name: bench.KernelOurs, up: (*rig).kernelOurs},
+	{name: bench.NVMe, up: (*rig).nvme},
+	{name: bench.NBDServer, up: (*rig).nbdServer},
+	{name: bench.ISCSI, up: (*rig).iscsi, full: true},
 }
 
 // rig is the two ends.
@@ -100,10 +111,9 @@ func TestBench(t *testing.T) {
 	for run := 1; run <= repetitions; run++ {
 		for i := range stacks {
 			s := &stacks[i]
-			if !strings.Contains(s.name, strings.ReplaceAll(only, "_", " ")) {
-				continue
+			if s.wanted() {
+				r.measureStack(run, s)
 			}
-			r.measureStack(run, s)
 		}
 		for i := range jobs {
 			if j := &jobs[i]; j.depth > 1 {

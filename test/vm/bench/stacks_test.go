@@ -139,3 +139,45 @@ func (r *rig) nbdServer() (string, func()) {
 		server.Kill()
 	}
 }
+
+// iscsi is the kernel's initiator with its daemon, and tgt. Nothing of the guest's own configuration is used.
+func (r *rig) iscsi() (string, func()) {
+	const name = "iqn.2026-11.example:bench"
+	server := r.far.Start("tgtd", "--foreground")
+	r.l.Eventually(patience, "tgtd", func() error {
+		_, err := r.l.TryFor(patience, "ip", "netns", "exec", r.far.NS, "tgtadm", "--mode", "target", "--op", "show")
+		return err
+	})
+	r.far.Run("tgtadm", "--lld", "iscsi", "--mode", "target", "--op", "new", "--tid", "1", "--targetname", name)
+	r.far.Run("tgtadm", "--lld", "iscsi", "--mode", "logicalunit", "--op", "new", "--tid", "1", "--lun", "1", "--backing-store", r.backing("iscsi"))
+	r.far.Run("tgtadm", "--lld", "iscsi", "--mode", "target", "--op", "bind", "--tid", "1", "--initiator-address", "ALL")
+
+	r.l.Run("modprobe", "-a", "iscsi_tcp", "sd_mod")
+	r.l.Run("sh", "-ec", "mkdir -p /run/lock/iscsi; echo InitiatorName="+name+".initiator >/etc/iscsi/initiatorname.iscsi")
+	daemon := r.guest.Start("iscsid", "--foreground")
+	node := []string{"--mode", "node", "--targetname", name, "--portal", far4}
+	r.l.Eventually(patience, "a session", func() error {
+		out, err := r.l.TryFor(patience, "iscsiadm", "--mode", "discovery", "--type", "sendtargets", "--portal", far4)
+		if err == nil {
+			out, err = r.l.TryFor(patience, "iscsiadm", append(node, "--login")...)
+		}
+		if err != nil {
+			return fmt.Errorf("iscsiadm: %w: %s", err, out)
+		}
+		return nil
+	})
+	var device string
+	r.l.Eventually(patience, "a disk", func() error {
+		found, err := filepath.Glob("/sys/class/iscsi_session/session*/device/target*/*/block/*")
+		if err != nil || len(found) != 1 {
+			return fmt.Errorf("disks of sessions: %q, %w", found, err)
+		}
+		device = "/dev/" + filepath.Base(found[0])
+		return nil
+	})
+	return device, func() {
+		r.l.Run("iscsiadm", append(node, "--logout")...)
+		daemon.Kill()
+		server.Kill()
+	}
+}
