@@ -13,10 +13,13 @@ import (
 // unmountedEvery is how often End looks whether a device is still mounted.
 const unmountedEvery = 200 * time.Millisecond
 
+// lastTry is what the removal of a device gets at least, however late it is: one that is left keeps the machine from going down.
+const lastTry = 2 * time.Second
+
 // End is Close for a machine that goes down, where no initiator follows: whatever used a device that nobody serves would wait for
 // ever, and the machine with it. While the devices are still served, everything that is dirty is written back, for at most
-// six tenths of the time that ctx leaves, and mounts get until eight tenths of it to go away. Then all devices are removed; what is
-// written to one that is still mounted fails.
+// six tenths of the time that ctx leaves, and mounts get until eight tenths of it to go away. Then all devices are removed, which may
+// take lastTry longer; what is written to one that is still mounted fails.
 func (m *Manager) End(ctx context.Context) error {
 	left := time.Minute
 	if deadline, ok := ctx.Deadline(); ok {
@@ -63,9 +66,20 @@ func (m *Manager) end(ctx context.Context, volumeID string, patience time.Time) 
 			continue
 		}
 		klog.InfoS("The machine goes down: a device that is still in use is removed", "volume", volumeID, "reason", err)
-		if err := m.Detach(ctx, volumeID, true, 0); err != nil {
-			klog.ErrorS(err, "A device is left that nobody will serve", "volume", volumeID)
-		}
+		m.remove(ctx, volumeID)
 		return
+	}
+}
+
+// remove detaches a volume by force.
+func (m *Manager) remove(ctx context.Context, volumeID string) {
+	left := lastTry
+	if deadline, ok := ctx.Deadline(); ok {
+		left = max(left, time.Until(deadline))
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), left)
+	defer cancel()
+	if err := m.Detach(ctx, volumeID, true, 0); err != nil {
+		klog.ErrorS(err, "A device is left that nobody will serve", "volume", volumeID)
 	}
 }

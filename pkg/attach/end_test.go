@@ -29,7 +29,7 @@ func TestEnd(t *testing.T) {
 	if err := b.m.End(ctx); err != nil {
 		t.Error(err)
 	}
-	if took := time.Since(begin); took > limit+closeTimeout+time.Second {
+	if took := time.Since(begin); took > limit+lastTry+closeTimeout+time.Second {
 		t.Errorf("took %v", took)
 	}
 	if errno := await(t, pending); errno != syscall.EIO {
@@ -43,4 +43,25 @@ func TestEnd(t *testing.T) {
 	if records := b.records(); len(records) != 0 {
 		t.Errorf("records left: %v", records)
 	}
+}
+
+// TestEndTooLate: a device is removed even if there is no time left for it.
+func TestEndTooLate(t *testing.T) {
+	b := newBench(t)
+	b.attach(0)
+	b.stopTarget()
+	pending := b.queue(0).do(blockdev.OpWrite, 0, make([]byte, 4096))
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := b.m.End(ctx); err != nil {
+		t.Error(err)
+	}
+	if errno := await(t, pending); errno != syscall.EIO {
+		t.Errorf("pending write ended with %v", errno)
+	}
+	b.kernel.set(func() {
+		if len(b.kernel.devices) != 0 {
+			t.Errorf("%d devices left", len(b.kernel.devices))
+		}
+	})
 }
