@@ -37,7 +37,7 @@ func TestNetemVblade(t *testing.T) {
 // netem has a target written and verified through a rough network, for 5 min with FULL=1.
 func netem(t *testing.T, initiator *lab.Initiator, addr string, spec []string) {
 	t.Helper()
-	d := 30 * time.Second
+	d := 20 * time.Second
 	if os.Getenv("FULL") == "1" {
 		d = 5 * time.Minute
 	} else {

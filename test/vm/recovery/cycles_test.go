@@ -23,7 +23,7 @@ import (
 // the middle of detaching, in between, or not. Every volume works, and in the end there is nothing left of any of them.
 func TestCycles(t *testing.T) {
 	eachFrontend(t, func(t *testing.T, l *lab.Lab) {
-		times := scaled(t, "cycles", 200, 12)
+		times := scaled(t, "cycles", 200, 8)
 		c := cycles{t: t, l: l}
 		target, host := l.Host("t").Target(7), l.Host("a")
 		c.generation = managed(t, target, "e7.1", "16Mi", host)

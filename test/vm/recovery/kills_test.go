@@ -22,7 +22,7 @@ func TestKills(t *testing.T) {
 	eachFrontend(t, func(t *testing.T, l *lab.Lab) {
 		host := l.Host("a")
 		i := host.Supervised()
-		survive(t, l, i, scaled(t, "kills", 50, 8), func() time.Time { return i.Signal(syscall.SIGKILL) })
+		survive(t, l, i, scaled(t, "kills", 50, 6), func() time.Time { return i.Signal(syscall.SIGKILL) })
 	})
 }
 
