@@ -26,7 +26,7 @@ const defaultSocket = "/run/aoe-csi/initiator.sock"
 func init() { commands = append(commands, newInitiatorCommand) }
 
 // endTimeout is how long an initiator may take to end when the machine goes down: less than supervise and the kubelet grant it.
-const endTimeout = 20 * time.Second
+const endTimeout = 16 * time.Second
 
 // initiatorOptions are the flags of `aoe-csi initiator`.
 type initiatorOptions struct {

@@ -68,7 +68,7 @@ func (s *Sweeps) Write(dir string) error {
 		return err
 	}
 	var page bytes.Buffer
-	page.WriteString("# How cost grows\n\nMade by `make bench-full`; do not edit. Both ends on one machine, over veth, without a block layer: the initiator's core and loop, and our target.\n")
+	page.WriteString("# How cost grows\n\nMade by `make bench-full`; do not edit. Both ends on one machine; unless said otherwise over veth, without a block layer: the initiator's core and loop, and our target.\n")
 	for _, c := range s.curves() {
 		name := c.file + ".svg"
 		if err := os.WriteFile(filepath.Join(dir, name), c.svg(), 0o644); err != nil {
@@ -77,7 +77,9 @@ func (s *Sweeps) Write(dir string) error {
 		fmt.Fprintf(&page, "\n![%s](%s)\n", c.title, name)
 	}
 	page.WriteString(s.table())
-	page.WriteString(figures(s.VM, WhereVM))
+	if inVM := figures(s.VM, WhereVM); inVM != "" {
+		page.WriteString(inVM + "\nThe VM is emulated: only ratios within it mean anything.\n")
+	}
 	fmt.Fprintf(&page, "\n## Machine\n\n| | |\n|---|---|\n| date | %s |\n", s.Date.Format(time.DateTime))
 	for _, key := range sortedKeys(s.Machine) {
 		fmt.Fprintf(&page, "| %s | %s |\n", key, s.Machine[key])

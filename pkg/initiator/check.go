@@ -14,8 +14,8 @@ func (c *Core) check() {
 			panic(fmt.Sprintf("entry %#x is not found by its tag", e.tag))
 		case e.parked:
 			parked++
-		case e.path == nil || !e.path.used:
-			panic(fmt.Sprintf("entry %#x is outstanding on no path", e.tag))
+		case e.path == nil || !e.path.used || e.path.phase != pathUp:
+			panic(fmt.Sprintf("entry %#x is outstanding on no path, or on one in doubt", e.tag))
 		}
 		used++
 	}

@@ -177,8 +177,13 @@ func (c *Core) tickPaths() {
 				c.wake(p.proveAt)
 			}
 		}
-		if p.phase == pathSizing && p.ctl.kind == controlNone {
-			c.sendSize(p)
+		if p.ctl.kind == controlNone {
+			switch p.phase {
+			case pathIdentifying: // there was no buffer
+				c.sendProof(p)
+			case pathSizing:
+				c.sendSize(p)
+			}
 		}
 		if p.ctl.kind == controlNone {
 			continue
@@ -252,6 +257,7 @@ func (c *Core) sendProof(p *path) {
 	}
 	f := c.control.Get()
 	if f == nil {
+		c.wake(c.now + starvedPoll)
 		return
 	}
 	tag := c.controlTag()
@@ -260,10 +266,11 @@ func (c *Core) sendProof(p *path) {
 	c.startControl(&p.ctl, controlClaim, p, tag, f)
 }
 
-// sendIdentify asks a path for its IDENTIFY data; if there is no buffer, the query finds the path again.
+// sendIdentify asks a path for its IDENTIFY data; if there is no buffer, a tick does it.
 func (c *Core) sendIdentify(p *path) {
 	f := c.control.Get()
 	if f == nil {
+		c.wake(c.now + starvedPoll)
 		return
 	}
 	tag := c.controlTag()

@@ -45,22 +45,10 @@ func TestDamagedVersion(t *testing.T) {
 // TestDamagedVersionOfAParkedFrame: what is refused for its version while its path is in doubt waits as all others do.
 func TestDamagedVersionOfAParkedFrame(t *testing.T) {
 	g := newGarbled(t)
-	g.now += time.Second
-	b := make([]byte, aoe.MinFrameLen)
-	h := aoe.Header{Dst: aoe.Broadcast, Src: targetMAC, Response: true, Addr: testAddr}
-	g.receive(0, b[:aoe.PutConfig(b, &h, &aoe.ConfigFields{BufferCount: 32, SectorCount: 17})])
-	if state := g.core.Paths(nil)[0].State; state == PathUp {
-		t.Fatalf("the path is %v after an advertisement", state)
-	}
-	aoe.PutReply(b, g.request, targetMAC, testAddr, aoe.ErrorVersion)
-	g.core.Receive(g.now, 0, b)
-	for _, tr := range g.core.Transmits() {
-		if f := aoe.Frame(tr.Frame.Bytes()); f.Tag() == g.request.Tag() {
-			t.Errorf("tag %#x is sent over a path in doubt", f.Tag())
-		}
-		tr.Frame.Release()
-	}
+	g.advertise("")
+	g.refuse(aoe.ErrorVersion)
 	if n := g.core.Stats().Rejected; n > 0 {
 		t.Errorf("%d frames were rejected", n)
 	}
+	g.prove(t)
 }

@@ -6,10 +6,12 @@ import (
 	"time"
 
 	"github.com/aoe-csi/aoe-csi/pkg/aoe"
+	"github.com/aoe-csi/aoe-csi/pkg/pool"
 )
 
 // garbled is a core with one read outstanding, whose answers the test makes.
 type garbled struct {
+	loop    *loop
 	core    *Core
 	now     time.Duration
 	c       waiter
@@ -19,7 +21,7 @@ type garbled struct {
 
 func newGarbled(t testing.TB) *garbled {
 	l := newLoop(t)
-	g := &garbled{core: l.core, now: l.now}
+	g := &garbled{loop: l, core: l.core, now: l.now}
 	g.r = Request{Op: OpRead, LBA: 80, Sectors: 8, Data: make([]byte, 4096), Done: &g.c}
 	g.core.Submit(g.now, &g.r)
 	for _, tr := range g.core.Transmits() {
@@ -46,6 +48,92 @@ func (g *garbled) receive(link LinkID, b []byte) {
 	for _, tr := range g.core.Transmits() {
 		tr.Frame.Release()
 	}
+}
+
+// advertise has the target say that it is there, so that the path is in doubt.
+func (g *garbled) advertise(text string) {
+	g.now += time.Second
+	b := make([]byte, 128)
+	h := aoe.Header{Dst: aoe.Broadcast, Src: targetMAC, Response: true, Addr: testAddr}
+	g.receive(0, b[:aoe.PutConfig(b, &h, &aoe.ConfigFields{BufferCount: 32, SectorCount: 17, ConfigString: []byte(text)})])
+}
+
+// refuse answers the read with an error.
+func (g *garbled) refuse(code aoe.ErrorCode) {
+	b := make([]byte, aoe.MinFrameLen)
+	aoe.PutReply(b, g.request, targetMAC, testAddr, code)
+	g.core.Receive(g.now, 0, b)
+}
+
+// prove expects the path to be asked who it is, and nothing else, until it says so; then the read.
+func (g *garbled) prove(t *testing.T) {
+	t.Helper()
+	if state := g.core.Paths(nil)[0].State; state == PathUp {
+		t.Fatalf("the path is %v, want it in doubt", state)
+	}
+	var ask aoe.Frame
+	for range 10 {
+		g.now += 200 * time.Millisecond
+		g.core.Tick(g.now)
+		for _, tr := range g.core.Transmits() {
+			f := aoe.Frame(bytes.Clone(tr.Frame.Bytes()))
+			tr.Frame.Release()
+			if f.Tag() == g.request.Tag() {
+				t.Fatal("the read is sent over a path in doubt")
+			}
+			if f.Command() == aoe.CommandATA {
+				ask = f
+			}
+		}
+	}
+	if ask == nil {
+		t.Fatal("nobody asks the path who it is")
+	}
+	g.core.Receive(g.now, 0, g.loop.reply(ask))
+	sent := false
+	for _, tr := range g.core.Transmits() {
+		sent = sent || aoe.Frame(tr.Frame.Bytes()).Tag() == g.request.Tag()
+		tr.Frame.Release()
+	}
+	if !sent {
+		t.Errorf("the read is not sent after the path has proved itself: %+v", g.core.Paths(nil))
+	}
+}
+
+// TestUnavailableInDoubt: what the target does not serve now is not asked for again while the path is in doubt.
+func TestUnavailableInDoubt(t *testing.T) {
+	g := newGarbled(t)
+	g.advertise("")
+	g.refuse(aoe.ErrorUnavailable)
+	g.prove(t)
+}
+
+// TestAnswerOfAnotherVolume: where another volume turns up, what it says of our requests is no answer.
+func TestAnswerOfAnotherVolume(t *testing.T) {
+	g := newGarbled(t)
+	g.core.cfg.Generation = testGeneration
+	g.advertise(identityPrefix + "aaaaaaaaaaaaaaaa")
+	if state := g.core.Paths(nil)[0].State; state != PathDown {
+		t.Fatalf("the path is %v", state)
+	}
+	g.receive(0, g.good())
+	if g.c.done > 0 {
+		t.Errorf("the read has an answer: %v", g.r.Err)
+	}
+}
+
+// TestProofWithoutBuffer: a path is asked who it is as soon as there is a buffer for the question.
+func TestProofWithoutBuffer(t *testing.T) {
+	g := newGarbled(t)
+	var taken []*pool.Frame
+	for f := g.core.control.Get(); f != nil; f = g.core.control.Get() {
+		taken = append(taken, f)
+	}
+	g.advertise("")
+	for _, f := range taken {
+		f.Release()
+	}
+	g.prove(t)
 }
 
 // TestGarbage: nothing but the right answer completes a request.

@@ -36,7 +36,7 @@ func (c *Core) receive(link LinkID, b []byte) bool {
 		return (toUs || f.Dst() == aoe.Broadcast) && c.onConfig(link, f)
 	}
 	p := c.findPath(link, f.Src())
-	if !toUs || p == nil {
+	if !toUs || p == nil || p.phase == pathBad { // there is another volume: what it says of our frames is worth nothing
 		return false
 	}
 	switch f.Command() {
@@ -190,9 +190,11 @@ func (c *Core) onRefused(p *path, e *entry, code aoe.ErrorCode) {
 	}
 }
 
-// unavailable keeps an entry that the target will not serve now: in a session because it wants a new OPEN.
+// unavailable keeps an entry that the target will not serve now: in a session because it wants a new OPEN. On a path in doubt it waits for
+// that to be over, too.
 func (c *Core) unavailable(p *path, e *entry) {
-	if c.session.state == sessionForeign {
+	if c.session.state == sessionForeign && p.phase == pathUp {
+		e.sentAt = c.now // its place in the order is with what is sent now
 		p.count(e)
 		e.rto = min(max(2*e.rto, 100*time.Millisecond), rtoMax)
 		e.due = c.now + e.rto

@@ -196,7 +196,7 @@ func (h *handle) ReadAt(p []byte, off int64) error {
 	return h.life.pause()
 }
 
-// misses says whether I/O has to wait for the disk: on ext4 every write does.
+// misses says whether I/O has to wait for the disk.
 func (l *life) misses() bool { return l.dead || l.sim.dice.Float64() < l.sim.plan.uncached }
 
 // ReadCached implements target.File.

@@ -81,8 +81,8 @@ type File interface {
 type Turns interface {
 	// Go begins a task.
 	Go(task func())
-	// Await ends the caller's turn and begins the next one after ready has said yes. It is asked outside all turns, again and again until it says
-	// so once; others may have turns between that and the caller's, so that what it waits for is to be taken in ready.
+	// Await returns at once if ready says yes, else it ends the caller's turn and begins the next one after ready has said so. That is asked outside all turns, again and
+	// again until it says so once; others may have turns between that and the caller's, so that what it waits for is to be taken in ready.
 	Await(ready func() bool)
 	// Timeout is context.WithTimeout on the simulation's clock.
 	Timeout(d time.Duration) (context.Context, context.CancelFunc)

@@ -140,7 +140,7 @@ func (r *rig) nbdServer() (string, func()) {
 	}
 }
 
-// iscsi is the kernel's initiator with its daemon, and tgt. Nothing of the guest's own configuration is used.
+// iscsi is the kernel's initiator with its daemon, and tgt, both configured as Debian delivers them.
 func (r *rig) iscsi() (string, func()) {
 	const name = "iqn.2026-11.example:bench"
 	server := r.far.Start("tgtd", "--foreground")
@@ -170,10 +170,11 @@ func (r *rig) iscsi() (string, func()) {
 	r.l.Eventually(patience, "a disk", func() error {
 		found, err := filepath.Glob("/sys/class/iscsi_session/session*/device/target*/*/block/*")
 		if err != nil || len(found) != 1 {
-			return fmt.Errorf("disks of sessions: %q, %w", found, err)
+			return fmt.Errorf("disks of sessions: %q (%v), want one", found, err)
 		}
 		device = "/dev/" + filepath.Base(found[0])
-		return nil
+		_, err = os.Stat(device)
+		return err
 	})
 	return device, func() {
 		r.l.Run("iscsiadm", append(node, "--logout")...)
