@@ -18,7 +18,7 @@ type plan struct {
 	uncached              float64       // how much of the I/O cannot be done without waiting for the disk
 	profile               linktest.Profile
 	faults                faultList
-	preempt               float64 // how often a thread of the target that has waited, and could go on, has to wait for a processor
+	preempt               float64 // how often a thread of the target that could go on has to wait for a processor
 	overlap               bool    // reads of what is being written
 	mangled               float64
 }

@@ -37,12 +37,15 @@ func (t *turns) Go(f func()) {
 
 // Await implements target.Turns.
 func (t *turns) Await(ready func() bool) {
-	if ready() {
+	k := t.current
+	if !ready() {
+		k.ready = ready
+		k.yield(struct{}{})
 		return
 	}
-	k := t.current
-	k.ready = ready
-	k.yield(struct{}{})
+	if t.preempt(k) {
+		k.yield(struct{}{})
+	}
 }
 
 // sleep lets time pass, or less of it if the task is woken by over.
