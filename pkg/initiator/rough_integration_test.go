@@ -172,24 +172,32 @@ func TestFullQueue(t *testing.T) {
 				t.Fatal(err)
 			}
 			eventually(t, "all paths are known", func() bool { return len(d.Paths()) == tc.paths })
-			s := writeStreams(t, d, 400)
-			eventually(t, "the path's timeout follows the queue", func() bool { return d.Stats().Writes >= 100 })
-			before, begin := d.Stats(), time.Now()
-			<-s.done
-			if s.err != nil {
-				t.Fatal(s.err)
-			}
-			stats, path := d.Stats(), d.Paths()[0]
-			t.Logf("%.1f MB/s, round trip %v, window %d; pool %d of %d frames, grown %d, at its ceiling %d times; %d frames sent, %d of them again",
-				float64(stats.WriteBytes-before.WriteBytes)/1e6/time.Since(begin).Seconds(), path.RTT, path.Window, stats.PoolFrames, stats.PoolCeiling, stats.PoolGrown, stats.PoolCapped, stats.FramesSent-before.FramesSent, stats.Retransmits-before.Retransmits)
-			if stats.PoolFrames != tc.outstanding || stats.PoolGrown != 0 || (stats.PoolCapped > 0) != (tc.paths > 1) || path.Window > tc.poolMax {
-				t.Errorf("stats %+v", stats)
-			}
-			if want := time.Duration(tc.outstanding/tc.paths) * 8740 * 8 * time.Second / 89e6; path.RTT < want/2 {
-				t.Errorf("round trip %v, want about %v: the queue is not full", path.RTT, want)
-			}
-			if again, sent := stats.Retransmits-before.Retransmits, stats.FramesSent-before.FramesSent; again*10 > sent { // a machine that stands still for 20 ms costs a window of them
-				t.Errorf("%d of %d frames were sent again", again, sent)
+			for try := 1; ; try++ {
+				s, earlier := writeStreams(t, d, 400), d.Stats().Writes
+				eventually(t, "the path's timeout follows the queue", func() bool { return d.Stats().Writes >= earlier+100 })
+				before, begin := d.Stats(), time.Now()
+				<-s.done
+				if s.err != nil {
+					t.Fatal(s.err)
+				}
+				stats, path := d.Stats(), d.Paths()[0]
+				again, sent := stats.Retransmits-before.Retransmits, stats.FramesSent-before.FramesSent
+				t.Logf("%.1f MB/s, round trip %v, window %d; pool %d of %d frames, grown %d, at its ceiling %d times; %d frames sent, %d of them again",
+					float64(stats.WriteBytes-before.WriteBytes)/1e6/time.Since(begin).Seconds(), path.RTT, path.Window, stats.PoolFrames, stats.PoolCeiling, stats.PoolGrown, stats.PoolCapped, sent, again)
+				if stats.PoolFrames != tc.outstanding || stats.PoolGrown != 0 || (stats.PoolCapped > 0) != (tc.paths > 1) || path.Window > tc.poolMax {
+					t.Errorf("stats %+v", stats)
+				}
+				if want := time.Duration(tc.outstanding/tc.paths) * 8740 * 8 * time.Second / 89e6; path.RTT < want/2 {
+					t.Errorf("round trip %v, want about %v: the queue is not full", path.RTT, want)
+				}
+				if again*10 <= sent {
+					break
+				}
+				// A machine that stands still for 20 ms costs a window of them; a timeout that does not follow the queue does so every time.
+				if try == 3 {
+					t.Errorf("%d of %d frames were sent again, and more than a tenth in two tries before", again, sent)
+					break
+				}
 			}
 		})
 	}
