@@ -27,18 +27,29 @@ type mmsghdr struct {
 // network (package brief has the reasons).
 type sender struct {
 	msgs []mmsghdr
-	iovs [][2]unix.Iovec // the frame, and padding
+	iovs [][3]unix.Iovec // what precedes the frame, the frame, and padding
 	pad  bool
+	from int // the first of the three that is used
 }
 
 // newSender pre-allocates a batch; pad says whether short frames are padded to minFrame.
 func newSender(batch int, pad bool) *sender {
-	s := &sender{msgs: make([]mmsghdr, batch), iovs: make([][2]unix.Iovec, batch), pad: pad}
+	s := &sender{msgs: make([]mmsghdr, batch), iovs: make([][3]unix.Iovec, batch), pad: pad, from: 1}
 	for i := range s.msgs {
-		s.msgs[i].hdr.Iov = &s.iovs[i][0]
-		s.iovs[i][1].Base = &zeroes[0]
+		s.msgs[i].hdr.Iov = &s.iovs[i][1]
+		s.iovs[i][2].Base = &zeroes[0]
 	}
 	return s
+}
+
+// precede puts the same bytes, which are kept, in front of every frame.
+func (s *sender) precede(b []byte) {
+	s.from = 0
+	for i := range s.msgs {
+		s.msgs[i].hdr.Iov = &s.iovs[i][0]
+		s.iovs[i][0].Base = unsafe.SliceData(b)
+		s.iovs[i][0].SetLen(len(b))
+	}
 }
 
 // send returns how many frames the socket took and why it took no more: 0 if all are sent.
@@ -64,20 +75,20 @@ func (s *sender) send(fd int, frames []*pool.Frame) (int, unix.Errno) {
 }
 
 func (s *sender) fill(i int, b []byte) {
-	s.iovs[i][0].Base = unsafe.SliceData(b)
-	s.iovs[i][0].SetLen(len(b))
-	segments := 1
+	s.iovs[i][1].Base = unsafe.SliceData(b)
+	s.iovs[i][1].SetLen(len(b))
+	last := 1
 	if s.pad && len(b) < minFrame {
-		s.iovs[i][1].SetLen(minFrame - len(b))
-		segments = 2
+		s.iovs[i][2].SetLen(minFrame - len(b))
+		last = 2
 	}
-	s.msgs[i].hdr.SetIovlen(segments)
+	s.msgs[i].hdr.SetIovlen(last - s.from + 1)
 }
 
 // forget drops pointers to frames, whose memory may be unmapped before the next send: the collector must not find them.
 func (s *sender) forget(n int) {
 	for i := range s.iovs[:n] {
-		s.iovs[i][0].Base = nil
+		s.iovs[i][1].Base = nil
 	}
 }
 

@@ -52,6 +52,7 @@ type Packet struct {
 	mac     [6]byte
 	mtu     int
 	out     *sender
+	long    *paged // for long frames; nil: the kernel has no such thing
 	in      *ring
 	stats   PacketStats
 }
@@ -72,6 +73,9 @@ func OpenPacket(ifname string, c PacketConfig) (*Packet, error) {
 		c.Buffer = defaultBuffer
 	}
 	l := &Packet{name: ifname, cfg: c, fd: fd, out: newSender(packetBatch, true)}
+	if l.long, err = openPaged(); err != nil {
+		l.long = nil // frames go in one piece then, as over older kernels
+	}
 	if err := l.configure(); err != nil {
 		return nil, errors.Join(fmt.Errorf("open packet link %s: %w", ifname, err), l.Close())
 	}
@@ -138,6 +142,9 @@ func (l *Packet) Refresh() error {
 		}
 	}
 	l.mac = now.mac
+	if l.long != nil {
+		l.long.gathers = gathers(l.fd, l.name)
+	}
 	if !now.up {
 		return fmt.Errorf("refresh %s: %w", l.name, ErrDown)
 	}
@@ -182,6 +189,11 @@ func (l *Packet) bind(ifindex int32) error {
 	if err := unix.Bind(l.fd, addr); err != nil {
 		return os.NewSyscallError("bind", err)
 	}
+	if l.long != nil {
+		if err := l.long.bind(ifindex); err != nil {
+			return err
+		}
+	}
 	l.ifindex = ifindex
 	return nil
 }
@@ -200,7 +212,7 @@ func (l *Packet) FD() int { return l.fd }
 
 // Send implements Link. It borrows the frames until it returns and pads short ones to 60 bytes on the wire.
 func (l *Packet) Send(frames []*pool.Frame) (int, error) {
-	n, errno := l.out.send(l.fd, frames)
+	n, errno := l.send(frames)
 	switch errno {
 	case 0, unix.EAGAIN, unix.ENOBUFS: // full: the socket's queue, or the interface's
 		return n, nil
@@ -208,6 +220,38 @@ func (l *Packet) Send(frames []*pool.Frame) (int, error) {
 		return n, ErrTooLong
 	}
 	return n, l.failed("send", errno)
+}
+
+// send sends runs of long frames and of others, each its way. Long ones for which their socket has no room go the other way: that socket is
+// the one that FD tells of when there is room again.
+func (l *Packet) send(frames []*pool.Frame) (sent int, errno unix.Errno) {
+	for sent < len(frames) && errno == 0 {
+		run, long := l.run(frames[sent:])
+		if long {
+			n, _ := l.long.out.send(l.long.fd, run)
+			sent += n
+			run = run[n:]
+		}
+		if len(run) > 0 {
+			var n int
+			n, errno = l.out.send(l.fd, run)
+			sent += n
+		}
+	}
+	return sent, errno
+}
+
+// run is as many of the frames as go the way of the first.
+func (l *Packet) run(frames []*pool.Frame) (run []*pool.Frame, long bool) {
+	if l.long == nil {
+		return frames, false
+	}
+	long = l.long.wants(frames[0])
+	n := 1
+	for n < len(frames) && l.long.wants(frames[n]) == long {
+		n++
+	}
+	return frames[:n], long
 }
 
 // Receive implements Link.
@@ -265,6 +309,10 @@ func (l *Packet) Close() error {
 	}
 	err := os.NewSyscallError("close", unix.Close(l.fd))
 	l.fd = -1
+	if l.long != nil {
+		err = errors.Join(err, os.NewSyscallError("close", unix.Close(l.long.fd)))
+		l.long = nil
+	}
 	if l.in != nil {
 		err = errors.Join(err, l.in.close(-1))
 		l.in = nil
