@@ -22,8 +22,16 @@ func TestPacketPaged(t *testing.T) {
 		t.Fatal("veth gathers, and is not used so")
 	}
 	mixed(t, from, to)
+	long := request(0x80000001)
+	long.length = 9014
+	if n, errno := from.long.out.send(from.long.fd, []*pool.Frame{long.from(t, macLeft, macRight)}); n != 1 || len(wait(t, to, 1)) != 1 {
+		t.Errorf("the socket for pages sent %d: %v", n, errno)
+	}
 	if err := from.long.bind(0); err != nil { // it cannot send from there
 		t.Fatal(err)
+	}
+	if n, errno := from.long.out.send(from.long.fd, []*pool.Frame{long.from(t, macLeft, macRight)}); n != 0 {
+		t.Errorf("bound to nothing it sent %d: %v", n, errno)
 	}
 	mixed(t, from, to)
 
