@@ -25,8 +25,9 @@ type netHeader struct {
 	_         [3]uint16
 }
 
-// paged is a socket that only sends, and has the kernel put what comes after a frame's headers into single pages: they are there when four
-// in a row are not, and are half as much to clear. The kernel puts them together again, in vain, for an interface that cannot gather.
+// paged is a socket that only sends, and has the kernel put what comes after a frame's headers into pages of their own: two in a row for
+// 8 KiB, single ones if there are none (alloc_skb_with_frags, net/core/skbuff.c). They are there when four in a row are not, and are half as
+// much to clear. The kernel puts them together again, in vain, for an interface that cannot gather.
 type paged struct {
 	fd      int
 	out     *sender
