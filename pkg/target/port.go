@@ -121,23 +121,31 @@ func (p *port) turn() (busy bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	for i := 0; i < len(p.jobs); i++ {
-		select {
-		case j := <-p.finished:
-			p.takeBack(j)
-			busy = true
-			continue
-		case l := <-p.news:
-			p.advertise(l)
-			continue
-		default:
-		}
-		break
+	for i := 0; i < len(p.jobs) && p.reap(); i++ {
+		busy = true
+	}
+	select {
+	case l := <-p.news:
+		p.advertise(l)
+		busy = true
+	default:
 	}
 	if err := p.send(); err != nil {
 		return false, err
 	}
 	return busy || n > 1, nil // after one frame there is mostly none: better to sleep than to look twice
+}
+
+// reap takes back a finished job; false: there is none. It is a select of its own: one of two channels would be a matter of Go's chance,
+// which no seed of a simulation decides, and costs more.
+func (p *port) reap() bool {
+	select {
+	case j := <-p.finished:
+		p.takeBack(j)
+		return true
+	default:
+		return false
+	}
 }
 
 // send hands the answers to the network; those it has no room for stay in out.
