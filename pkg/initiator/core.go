@@ -242,10 +242,9 @@ func (c *Core) refuse(r *Request) error {
 		return ErrDead
 	case c.session.refused != nil:
 		return c.session.refused
+	case c.lostTo(r):
+		return ErrLost
 	case r.Op == OpFlush:
-		if c.lost {
-			return ErrLost
-		}
 		return nil
 	case r.modifies() && c.cfg.ReadOnly:
 		return ErrReadOnly

@@ -81,6 +81,9 @@ func TestRefusedRequests(t *testing.T) {
 		{"write to read-only", Request{Op: OpWrite, Sectors: 8, Data: page}, func(c *CoreConfig) { c.ReadOnly = true }, ErrReadOnly},
 		{"trim of read-only", Request{Op: OpTrim, Sectors: 8}, func(c *CoreConfig) { c.ReadOnly = true }, ErrReadOnly},
 		{"flush when data are lost", Request{Op: OpFlush}, func(c *CoreConfig) { c.Lost = true }, ErrLost},
+		{"write when data are lost", Request{Op: OpWrite, Sectors: 8, Data: page}, func(c *CoreConfig) { c.Lost = true }, ErrLost},
+		{"FUA write when data are lost", Request{Op: OpWrite, FUA: true, Sectors: 8, Data: page}, func(c *CoreConfig) { c.Lost = true }, ErrLost},
+		{"trim when data are lost", Request{Op: OpTrim, Sectors: 8}, func(c *CoreConfig) { c.Lost = true }, ErrLost},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			w := newWorld(t, 3, lan, tc.cfg)

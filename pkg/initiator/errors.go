@@ -10,7 +10,7 @@ var (
 	ErrDead = errors.New("target did not answer within the dead time")
 	// ErrReserved: another host has reserved the target.
 	ErrReserved = errors.New("target is reserved by another host")
-	// ErrLost: acknowledged data that was not flushed may be gone; every later flush of the attachment fails.
+	// ErrLost: acknowledged data that was not flushed may be gone; every later flush, write and trim of the attachment fails.
 	ErrLost = errors.New("acknowledged writes may be lost")
 	// ErrReadOnly: a write to a device attached read-only.
 	ErrReadOnly = errors.New("device is read-only")

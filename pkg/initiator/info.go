@@ -76,7 +76,7 @@ type State struct {
 	CacheEpoch uint64
 	// Admission is which one of this node's the attachment is of; 0 if the target has not told.
 	Admission uint32
-	// Lost: acknowledged writes may be gone and every flush fails (latched).
+	// Lost: acknowledged writes may be gone: every flush, write and trim fails (latched).
 	Lost bool
 }
 

@@ -69,7 +69,7 @@ func (c *Core) sendWaiting() bool {
 
 // overtaken is the error that makes the rest of a request pointless.
 func (c *Core) overtaken(r *Request) error {
-	if r.Err == nil && r.Op == OpFlush && c.lost && r != &c.flush.request {
+	if r.Err == nil && c.lostTo(r) {
 		return ErrLost
 	}
 	return r.Err

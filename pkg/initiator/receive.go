@@ -109,6 +109,10 @@ func (c *Core) heard(p *path, e *entry) {
 // succeed books what the target did.
 func (c *Core) succeed(e *entry, payload []byte) {
 	r := e.req
+	if c.lostTo(r) {
+		c.finish(e, ErrLost)
+		return
+	}
 	switch r.Op {
 	case OpRead:
 		if r.store(payload, e.from) != nil {
@@ -121,10 +125,6 @@ func (c *Core) succeed(e *entry, payload []byte) {
 		}
 	case OpFlush:
 		c.durable = max(c.durable, e.mark)
-		if c.lost && r != &c.flush.request {
-			c.finish(e, ErrLost)
-			return
-		}
 	}
 	c.finish(e, nil)
 }
@@ -163,6 +163,13 @@ func (c *Core) ataError(e *entry, ata aoe.ATA) error {
 // latch remembers for good that acknowledged data may be gone.
 func (c *Core) latch() {
 	c.lost, c.changed = true, true
+}
+
+// lostTo says whether a request fails since acknowledged data may be gone: any but a read, which shows what is left. Not only flushes,
+// since users of a device do not heed each flush that fails: jbd2_cleanup_journal_tail (fs/jbd2/checkpoint.c) goes on to write, with FUA, that the
+// journal is needed no more, when what it has a copy of is what was lost.
+func (c *Core) lostTo(r *Request) bool {
+	return c.lost && r.Op != OpRead && r != &c.flush.request
 }
 
 // onRefused maps an AoE error; the entry counts on no path any more.

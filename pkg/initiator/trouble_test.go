@@ -122,7 +122,7 @@ func TestUnavailableForeign(t *testing.T) {
 	}
 }
 
-// TestLostCache is invariant 4: acknowledged but not flushed data may be gone, and every flush says so from then on.
+// TestLostCache is invariant 4: acknowledged but not flushed data may be gone, and every flush says so from then on. Nothing is written then, either.
 func TestLostCache(t *testing.T) {
 	for _, tc := range []struct {
 		name  string
@@ -141,9 +141,19 @@ func TestLostCache(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			w.target.restart(true)
-			if err := w.write(8, pattern(2, 8)); err != nil {
+			before, err := w.read(8, 8)
+			if err != nil {
 				t.Fatal(err)
+			}
+			w.target.restart(true)
+			for _, r := range []*Request{
+				{Op: OpWrite, LBA: 8, Sectors: 8, Data: pattern(2, 8)}, // the first that hears of it
+				{Op: OpWrite, FUA: true, LBA: 8, Sectors: 8, Data: pattern(3, 8)},
+				{Op: OpTrim, LBA: 8, Sectors: 8},
+			} {
+				if err := w.do(r); errors.Is(err, ErrLost) != tc.lost {
+					t.Errorf("%s (FUA %v): %v", r.Op, r.FUA, err)
+				}
 			}
 			for range 2 {
 				if err := w.flush(); errors.Is(err, ErrLost) != tc.lost {
@@ -153,15 +163,19 @@ func TestLostCache(t *testing.T) {
 			if s := w.core.State(); s.Lost != tc.lost || s.CacheEpoch != 2 {
 				t.Errorf("state %+v", s)
 			}
-			if _, err := w.read(0, 8); err != nil {
+			after, err := w.read(8, 8)
+			if err != nil {
 				t.Errorf("reading goes on: %v", err)
+			}
+			if tc.lost && !bytes.Equal(before, after) {
+				t.Error("sectors were changed after the loss")
 			}
 		})
 	}
 }
 
-// TestFlushOutstandingWhenCacheIsLost: the flush that was on its way must not succeed in the new session.
-func TestFlushOutstandingWhenCacheIsLost(t *testing.T) {
+// TestOutstandingWhenCacheIsLost: what was on its way must not succeed in the new session, nor what waited behind it; reads do.
+func TestOutstandingWhenCacheIsLost(t *testing.T) {
 	w := newWorld(t, 6, lan, nil)
 	w.attach()
 	if err := w.write(0, pattern(1, 8)); err != nil {
@@ -169,12 +183,26 @@ func TestFlushOutstandingWhenCacheIsLost(t *testing.T) {
 	}
 	w.target.off = true
 	var c waiter
-	r := Request{Op: OpFlush, Done: &c}
-	w.core.Submit(w.now, &r)
+	requests := []*Request{
+		{Op: OpFlush}, {Op: OpRead, Sectors: 8, Data: make([]byte, 4096)}, {Op: OpWrite, FUA: true, LBA: 8, Sectors: 8, Data: pattern(2, 8)},
+		{Op: OpTrim, LBA: 16, Sectors: 8}, {Op: OpWrite, LBA: 24, Sectors: 2000, Data: pattern(2, 2000)}, // more than fits the window
+	}
+	for _, r := range requests {
+		r.Done = &c
+		w.core.Submit(w.now, r)
+	}
 	w.run(3 * time.Second)
 	w.target.restart(true)
-	if !w.until(10*time.Second, func() bool { return c.done == 1 }) || !errors.Is(r.Err, ErrLost) {
-		t.Errorf("done %d with %v", c.done, r.Err)
+	if !w.until(10*time.Second, func() bool { return c.done == len(requests) }) {
+		t.Fatalf("%d of %d are done", c.done, len(requests))
+	}
+	for _, r := range requests {
+		if want := r.Op != OpRead; errors.Is(r.Err, ErrLost) != want || !want && r.Err != nil {
+			t.Errorf("%s at %d: %v", r.Op, r.LBA, r.Err)
+		}
+	}
+	if got, err := w.read(8, 2016); err != nil || !bytes.Equal(got, make([]byte, len(got))) {
+		t.Errorf("something was written after the loss (%v)", err)
 	}
 }
 
@@ -189,6 +217,9 @@ func TestFlushError(t *testing.T) {
 	w.target.fail = 0
 	if err := w.flush(); !errors.Is(err, ErrLost) {
 		t.Errorf("second flush: %v", err)
+	}
+	if err := w.do(&Request{Op: OpWrite, FUA: true, Sectors: 8, Data: pattern(1, 8)}); !errors.Is(err, ErrLost) {
+		t.Errorf("FUA write after it: %v", err)
 	}
 }
 

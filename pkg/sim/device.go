@@ -39,6 +39,7 @@ type device struct {
 	state      initiator.State
 	attachedAt uint64 // model's time
 	lostAt     uint64 // when an acknowledged write of this attachment was lost; 0: never
+	toldAt     uint64 // when a flush of it failed for such a loss; 0: never
 	poolMax    int
 	pending    []*request
 	fenced     bool // its node is being taken off; it may be admitted again
@@ -161,6 +162,7 @@ func (d *device) detach(t *turns, force bool) {
 		for at := s.now; at < until; at += 20 * time.Millisecond {
 			s.wakeAt(at)
 		}
+		s.wakeAt(until) // perhaps the last thing that happens
 		t.Await(func() bool { return d.core == nil || d.core.Closed(s.now) || s.now >= until })
 	}
 	d.release()

@@ -205,6 +205,9 @@ func (m *model) completed(d *device, o *operation, data []byte, err error) {
 			m.sawSector(o, data[i*sectorSize:(i+1)*sectorSize], o.lba+i)
 		}
 	case initiator.OpWrite, initiator.OpTrim:
+		if d.toldAt > 0 && o.start > d.toldAt {
+			m.sim.fail("%s succeeds after a flush of this attachment failed", o)
+		}
 		for i := o.lba; i < o.lba+o.n; i++ {
 			if c := v.find(i, o); c != nil {
 				c.first = min(c.first, now)
@@ -387,7 +390,9 @@ func (m *model) failed(d *device, o *operation, err error) {
 	v := o.volume
 	switch {
 	case d.gone, d.fenced:
-	case v.lossAt > d.attachedAt && (o.kind == initiator.OpFlush || o.fua):
+	case v.lossAt > d.attachedAt && o.kind == initiator.OpFlush:
+		d.toldAt = m.time
+	case v.lossAt > d.attachedAt && o.kind != initiator.OpRead:
 	default:
 		m.sim.fail("failed without a reason: %s: %v", o, err)
 	}

@@ -22,6 +22,7 @@ var bugs = []struct {
 	{"no hold-back after a restart", []edit{{"initiator/core.go", "		c.holds.everything(now + duplicateLifetime)\n", ""}}},
 	{"same incarnation for a new session", []edit{{"initiator/session.go", "	s.incarnation++\n", ""}}},
 	{"cache epoch ignored", []edit{{"initiator/session.go", "	if s.cacheKnown && s.cacheEpoch", "	if false && s.cacheEpoch"}}},
+	{"writes go on after a loss", []edit{{"initiator/receive.go", "	return c.lost && r.Op != OpRead &&", "	return c.lost && r.Op == OpFlush &&"}}},
 	{"lost flush forgotten over a restart", []edit{
 		{"initiator/core.go", "control: control, lost: cfg.Lost,", "control: control,"},
 		{"initiator/core.go", "cfg.CacheEpoch, cfg.CacheEpoch != 0", "cfg.CacheEpoch, false"},

@@ -37,6 +37,7 @@ type disk struct {
 	medium   map[int64]*block // what survives
 	cache    map[int64]*block // newer, in memory only
 	frozen   bool             // the power is gone: nothing is done and nothing answered any more
+	freezeIn int              // flushes until then; 0: it is not decided
 	conn     net.Conn
 	flushes  int
 	forgot   int               // blocks
@@ -52,7 +53,7 @@ func newDisk(size int64) *disk {
 // serve answers requests until the connection ends, one after the other: a flush covers all that was answered before.
 func (d *disk) serve(conn net.Conn) {
 	d.mu.Lock()
-	d.conn, d.frozen = conn, false
+	d.conn, d.frozen, d.freezeIn = conn, false, 0
 	d.mu.Unlock()
 	header := make([]byte, 28)
 	buf := make([]byte, 16+(32<<20))
@@ -120,6 +121,13 @@ func (d *disk) do(command, flags uint16, off int64, data []byte) (code uint32, o
 			}
 		}
 	case nbdFlush:
+		if d.freezeIn > 0 {
+			d.freezeIn--
+			if d.freezeIn == 0 {
+				d.frozen = true
+				return 0, false
+			}
+		}
 		d.flushes++
 		for at := range d.cache {
 			d.persist(at)
@@ -160,6 +168,19 @@ func (d *disk) freeze() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.frozen = true
+}
+
+// freezeAtFlush has that moment be the n-th flush from now on, counted from 1, which does nothing any more.
+func (d *disk) freezeAtFlush(n int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.freezeIn = n
+}
+
+func (d *disk) isFrozen() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.frozen
 }
 
 // drop ends the connection of a frozen disk and forgets the cache, but for blocks that chance had written already: a share of keep. It says
