@@ -4,7 +4,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo v0.0
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin:/usr/local/go/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help bench bench-full build image demo generate manifests check lint test sim sim-bugs fuzz test-unit test-race test-net test-fencing test-flood \
+.PHONY: help bench bench-full bench-profile build image demo generate manifests check lint test sim sim-bugs fuzz test-unit test-race test-net test-fencing test-flood \
 	test-sanity test-interop test-static test-faults test-powercut test-recovery test-cluster soak cluster-up cluster-down vm-shell deps third-party clean
 
 help: ## this list
@@ -101,6 +101,9 @@ bench: ## as fast as the wire? against vblade, NBD and NVMe/TCP; writes docs/ben
 
 bench-full: ## how cost grows with depth, volumes, frame size and loss, and iSCSI; writes docs/bench/full.* (root, a quiet machine, 20 min)
 	hack/bench.sh full
+
+bench-profile: ## where the time of the VM's jobs goes, by perf and pprof; writes docs/bench/profile.md (root, a quiet machine, 5 min)
+	hack/bench.sh profile
 
 ##@ Prepare
 deps: ## Debian packages (root)

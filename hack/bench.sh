@@ -3,6 +3,7 @@
 # alone meanwhile: about 15 minutes.
 #   bench.sh             over veth on this machine, then in a VM
 #   bench.sh full        how cost grows with depth, volumes, frame size and loss, over veth, and iSCSI in a VM; about 20 minutes
+#   bench.sh profile     where the time of the jobs in the VM goes, by perf and pprof, into docs/bench/profile.md; about 5 minutes
 #   bench.sh native|vm   one of the two, judged alone and left in $CACHE/results/bench instead of docs/bench
 #
 #   BENCH_RUNS=3 BENCH_SECONDS=4   of each job in the VM
@@ -32,6 +33,34 @@ vm() {
   cp "$CACHE/results/vm/bench/bench.json" "$RESULTS/vm.json"
 }
 
+profile() {
+  "$ROOT/hack/deps.sh" profile
+  say "profile: in the VM"
+  ENV="BENCH_PROFILE=1" TIMEOUT=${TIMEOUT:-1800} "$ROOT/hack/vm-test.sh" bench -- -run 'TestProfile$'
+  local dir=$CACHE/results/vm/bench out=docs/bench/profile.md processes process job pprof
+  {
+    printf '# Where the time goes\n\nMade by `make bench-profile` at %s with %s in the VM; do not edit. ' "$(git describe --tags --always --dirty)" \
+      "$(ls "$CACHE/vm/kernel/lib/modules")"
+    printf 'Looking costs something itself: no figure of speed is meant here.\nFor each job: '
+    printf 'processes and functions by `perf record -a -g -e cpu-clock` as percent of both processors'"'"' time, then Go'"'"'s view of the two processes.\n'
+    for processes in "$dir"/*.processes; do
+      job=$(basename "$processes" .processes)
+      printf '\n## %s\n\n```\n' "${job//-/ }"
+      cat "$processes"
+      printf '```\n\n```\n'
+      cat "$dir/$job.functions"
+      printf '```\n'
+      for process in initiator target; do
+        pprof=$dir/$job.$process.pprof
+        printf '\nThe %s, pprof:\n\n```\n' "$process"
+        go tool pprof -top -cum -nodecount=40 "$pprof" 2>/dev/null | sed -n '/Total samples/,$p' | sed 's/ *$//'
+        printf '```\n'
+      done
+    done
+  } >"$out"
+  say "profile: $out"
+}
+
 # What the report names; the keys are these names in small letters.
 versions() {
   export BENCH_VERSION_AOE_CSI BENCH_VERSION_FIO BENCH_VERSION_QEMU BENCH_VERSION_VM_KERNEL BENCH_VERSION_VBLADE BENCH_VERSION_NBD_SERVER BENCH_VERSION_TGT
@@ -50,6 +79,7 @@ case ${1:-all} in
     "$1"
     versions
     "$BIN/bench" report "$RESULTS" "$RESULTS/$1.json" ;;
+  profile) profile ;;
   full)
     BENCH_ONLY=${BENCH_ONLY:-ublk,open-iscsi} vm
     versions

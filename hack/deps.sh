@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that the harness needs. Does nothing, quickly, when they are there.
-#   deps.sh [unit|vm|bench|cluster|all]     default: all
+#   deps.sh [unit|vm|bench|profile|cluster|all]     default: all
 set -euo pipefail
 source "$(dirname "$0")/lib/common.sh"
 
@@ -11,6 +11,7 @@ VM=(aoetools busybox-static cpio e2fsprogs erofs-utils fio kmod nbd-client libpr
   util-linux vblade xfsprogs)
 # What the benchmarks compare with.
 BENCH=(nbd-server open-iscsi tgt)
+PROFILE=(linux-perf)
 # What a Kubernetes node of ours is made of, and the cluster around it.
 CLUSTER=(conntrack containerd containernetworking-plugins iptables openssl runc socat)
 
@@ -18,8 +19,9 @@ case ${1:-all} in
   unit) wanted=("${COMMON[@]}") ;;
   vm) wanted=("${COMMON[@]}" "${VM[@]}") ;;
   bench) wanted=("${COMMON[@]}" "${VM[@]}" "${BENCH[@]}") ;;
+  profile) wanted=("${COMMON[@]}" "${VM[@]}" "${PROFILE[@]}") ;;
   cluster | all) wanted=("${COMMON[@]}" "${VM[@]}" "${CLUSTER[@]}") ;;
-  *) die "usage: deps.sh [unit|vm|bench|cluster|all]" ;;
+  *) die "usage: deps.sh [unit|vm|bench|profile|cluster|all]" ;;
 esac
 
 missing=()

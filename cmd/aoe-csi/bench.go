@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"runtime/pprof"
 	"strings"
 	"time"
 
@@ -30,7 +28,6 @@ type benchOptions struct {
 	idle       time.Duration
 	timeout    time.Duration
 	output     string
-	profile    string
 }
 
 func newBenchCommand() *cobra.Command {
@@ -61,7 +58,7 @@ Several targets are loaded at once; e7.0-15 is sixteen of them.`,
 	flags.IntVar(&opt.poolMax, "pool-max", initiator.DefaultPoolMax, "ceiling of transmit frames, of each target")
 	flags.DurationVar(&opt.timeout, "timeout", 10*time.Second, "how long the target may take to answer at first")
 	flags.StringVarP(&opt.output, "output", "o", "table", "output: table, json")
-	flags.StringVar(&opt.profile, "cpu-profile", "", "file for a profile of this process, for go tool pprof")
+	addProfile(cmd)
 	return cmd
 }
 
@@ -124,17 +121,6 @@ func (o *benchOptions) check() error {
 
 // measure runs the load and prints what came of it.
 func (o *benchOptions) measure(ctx context.Context, out io.Writer, devices []*initiator.Device) error {
-	if o.profile != "" {
-		f, err := os.Create(o.profile)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		if err := pprof.StartCPUProfile(f); err != nil {
-			return err
-		}
-		defer pprof.StopCPUProfile()
-	}
 	cpu, begin := bench.OwnCPU(), time.Now()
 	d, err := bench.Drive(ctx, o.load, devices...)
 	if err != nil {

@@ -63,6 +63,7 @@ with the same run directory, which takes them over.`,
 	flags.IntVar(&opt.maxVolumes, "max-volumes", 256, "most volumes that can be attached at a time")
 	flags.StringVar(&opt.hostRoot, "host-root", "/proc/1/root", "root directory of the host, where systemd is asked whether the machine goes down: then devices are not left to the next initiator")
 	addVerbosity(cmd)
+	addProfile(cmd)
 	return cmd
 }
 

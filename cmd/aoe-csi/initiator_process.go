@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"runtime/pprof"
 
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
@@ -34,6 +35,7 @@ func becomeFlusher() {
 	}
 	path, err := os.Executable() // the link itself would give the process the name "exe"
 	if err == nil {
+		pprof.StopCPUProfile() // its timer would outlive this program, and end the next, which begins a profile of its own
 		err = unix.Exec(path, os.Args, os.Environ())
 	}
 	klog.ErrorS(err, "Could not start anew as an I/O flusher")

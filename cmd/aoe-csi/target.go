@@ -71,6 +71,7 @@ unix socket, until it gets SIGTERM. LUNs are made and removed through the shelf 
 	flags.StringVar(&opt.tls.CA, "tls-ca", "", "certificate of the authority whose clients are let in, PEM")
 	flags.BoolVar(&opt.lockMemory, "lock-memory", true, "stay in memory and serve this host's own write-back, even when memory is short")
 	addVerbosity(cmd)
+	addProfile(cmd)
 	cmd.MarkFlagsMutuallyExclusive("shelf", "shelf-from-node")
 	cmd.MarkFlagsRequiredTogether("listen", "tls-cert", "tls-key", "tls-ca")
 	return cmd

@@ -33,7 +33,11 @@ func (r *rig) backing(name string) string {
 
 // shelf starts our target, with a LUN at the address.
 func (r *rig) shelf(addr string, args ...string) *lab.Target {
-	target := r.far.Target(7)
+	return r.lun(r.far.Target(7), addr, args...)
+}
+
+// lun makes a LUN unless it is there.
+func (r *rig) lun(target *lab.Target, addr string, args ...string) *lab.Target {
 	if out := target.MustLun("list"); !strings.Contains(out, addr) {
 		target.MustLun(append([]string{"create", addr, "--size", fmt.Sprint(lunBytes)}, args...)...)
 	}

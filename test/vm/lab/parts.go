@@ -57,6 +57,9 @@ func (t *Target) StartAgain() {
 // Kill sends SIGKILL to the target.
 func (t *Target) Kill() { t.proc.Kill() }
 
+// Terminate sends SIGTERM to the target and waits for its end.
+func (t *Target) Terminate(d time.Duration) error { return t.proc.Terminate(d) }
+
 // PID is the target's process.
 func (t *Target) PID() int { return t.proc.PID() }
 
