@@ -30,7 +30,7 @@ func TestProfile(t *testing.T) {
 	r := &rig{t: t, l: guest.Lab(), guest: guest, far: far}
 	r.l.Run("sh", "-c", "echo 0 >/proc/sys/kernel/kptr_restrict; echo -1 >/proc/sys/kernel/perf_event_paranoid")
 	r.l.Run("perf", "record", "-q", "-a", "-g", "-e", "cpu-clock", "-o", filepath.Join(r.l.Dir(), "perf.data"), "true") // it is in memory then
-	seconds = 4 * profiled // perf takes its time to start
+	seconds = 4 * profiled                                                                                              // perf takes its time to start
 	for i := range jobs {
 		r.profile(&jobs[i])
 	}
