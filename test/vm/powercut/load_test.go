@@ -57,7 +57,7 @@ func newLoad(path string, seed uint64) (*load, error) {
 	return l, nil
 }
 
-// start has all writers write until end, or until an fsync fails.
+// start has all writers write until end, or until one is told of a loss.
 func (l *load) start() {
 	l.stop.Store(false)
 	for _, w := range l.writers {
@@ -66,13 +66,14 @@ func (l *load) start() {
 	}
 }
 
-// end stops the writers and waits for them; it says how many ended by themselves, since an fsync failed with EIO. Any other error is returned.
+// end stops the writers and waits for them; it says how many ended by themselves, since a write or an fsync failed with EIO. Any other error is
+// returned.
 func (l *load) end() (failed int, err error) {
 	l.stop.Store(true)
 	l.group.Wait()
 	for i, w := range l.writers {
 		switch {
-		case errors.Is(w.err, errSync) && errors.Is(w.err, unix.EIO):
+		case errors.Is(w.err, unix.EIO):
 			failed++
 		case w.err != nil:
 			err = errors.Join(err, fmt.Errorf("writer %d: %w", i, w.err))
@@ -88,8 +89,6 @@ func (l *load) synced() (n [writers]uint64) {
 	}
 	return n
 }
-
-var errSync = errors.New("fsync")
 
 func (w *writer) run(stop *atomic.Bool) error {
 	f, err := os.OpenFile(w.path, os.O_RDWR|unix.O_DIRECT, 0)
@@ -108,7 +107,7 @@ func (w *writer) run(stop *atomic.Bool) error {
 			}
 		}
 		if err := unix.Fsync(int(f.Fd())); err != nil {
-			return fmt.Errorf("%w: %w", errSync, err)
+			return fmt.Errorf("fsync: %w", err)
 		}
 		w.acked = w.issued
 		w.synced.Add(1)
@@ -163,7 +162,7 @@ func (l *load) check() (promised, lost int, err error) {
 		w.base = w.seq
 	}
 	if err := unix.Fsync(int(f.Fd())); err != nil {
-		return promised, lost, fmt.Errorf("%w of what was read: %w", errSync, err)
+		return promised, lost, fmt.Errorf("fsync of what was read: %w", err)
 	}
 	for _, w := range l.writers {
 		w.acked = w.found

@@ -67,7 +67,7 @@ func (r *rig) round(w *load) error {
 	})
 	if atRest {
 		if failed, err := w.end(); err != nil || failed > 0 {
-			return fmt.Errorf("%d fsyncs failed before the cut: %w", failed, err)
+			return fmt.Errorf("%d writers were told of a loss before the cut: %w", failed, err)
 		}
 	}
 	r.cut([]float64{0, 0.5, 0.9}[r.dice.IntN(3)])
@@ -77,7 +77,7 @@ func (r *rig) round(w *load) error {
 	}
 	switch {
 	case failed > 0 && atRest:
-		return fmt.Errorf("%d fsyncs failed though nothing could be lost", failed)
+		return fmt.Errorf("%d writers were told of a loss though nothing could be lost", failed)
 	case failed > 0:
 		r.latched++
 		r.latchedFor(2)
@@ -89,7 +89,7 @@ func (r *rig) round(w *load) error {
 	}
 	promised, lost, err := w.check()
 	if err == nil && failed == 0 && lost > 0 {
-		err = fmt.Errorf("%w: %d blocks lost and no fsync failed", errLost, lost)
+		err = fmt.Errorf("%w: %d blocks lost and nobody was told", errLost, lost)
 	}
 	r.promised += promised
 	r.lost += lost
