@@ -37,10 +37,12 @@ profile() {
   "$ROOT/hack/deps.sh" profile
   say "profile: in the VM"
   ENV="BENCH_PROFILE=1" TIMEOUT=${TIMEOUT:-1800} "$ROOT/hack/vm-test.sh" bench -- -run 'TestProfile$'
-  local dir=$CACHE/results/vm/bench out=docs/bench/profile.md processes process job pprof
+  local dir=$CACHE/results/vm/bench out=docs/bench/profile.md processes process job pprof commit kernel cpu
+  commit=$(git describe --tags --always --dirty) # before $out is written
+  kernel=$(ls "$CACHE/vm/kernel/lib/modules")
+  cpu=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1)
   {
-    printf '# Where the time goes\n\nMade by `make bench-profile` at %s with %s in the VM; do not edit. ' "$(git describe --tags --always --dirty)" \
-      "$(ls "$CACHE/vm/kernel/lib/modules")"
+    printf '# Where the time goes\n\nMade by `make bench-profile` at %s with %s in the VM, on %s; do not edit. ' "$commit" "$kernel" "$cpu"
     printf 'Looking costs something itself: no figure of speed is meant here.\nFor each job: '
     printf 'processes and functions by `perf record -a -g -e cpu-clock` as percent of both processors'"'"' time, then Go'"'"'s view of the two processes.\n'
     for processes in "$dir"/*.processes; do
@@ -57,7 +59,8 @@ profile() {
         printf '```\n'
       done
     done
-  } >"$out"
+  } >"$dir/profile.md"
+  cp "$dir/profile.md" "$out"
   say "profile: $out"
 }
 

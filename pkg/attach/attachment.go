@@ -142,7 +142,7 @@ func (a *attachment) note() error {
 	return a.m.records.write(&a.rec)
 }
 
-// lostReason says for people why flushes fail from now on.
+// lostReason says for people why flushes and writes fail from now on.
 func lostReason(before, now uint64, at time.Time) string {
 	what := "a flush failed on the target"
 	if before != now {

@@ -153,8 +153,13 @@ func (c *Core) ataError(e *entry, ata aoe.ATA) error {
 	if e.req.Op != OpFlush {
 		return ErrIO
 	}
-	if e.req == &c.flush.request && ata.Error()&aoe.ATAErrABRT != 0 && ata.Status()&aoe.StatusDF == 0 {
-		return ErrUnsupported
+	if e.req == &c.flush.request {
+		switch {
+		case ata.Error()&aoe.ATAErrABRT != 0 && ata.Status()&aoe.StatusDF == 0:
+			return ErrUnsupported
+		case c.acked == c.durable:
+			return nil // there is such a command, and nothing of this attachment that it failed to make durable
+		}
 	}
 	c.latch()
 	return ErrIO

@@ -223,6 +223,25 @@ func TestFlushError(t *testing.T) {
 	}
 }
 
+// TestFlushErrorAtAttachment: what the target could not make durable is not this attachment's, unless a process before had it.
+func TestFlushErrorAtAttachment(t *testing.T) {
+	for _, recovered := range []bool{false, true} {
+		w := newWorld(t, 7, lan, func(c *CoreConfig) { c.Generation, c.Recovered = "", recovered })
+		w.target.asVblade()
+		w.target.model, w.target.fail = "disk", aoe.StatusDF|aoe.StatusERR
+		w.attach()
+		w.target.fail = 0
+		for _, op := range []Op{OpWrite, OpFlush} {
+			if err := w.do(&Request{Op: op, Sectors: 8, Data: pattern(1, 8)}); errors.Is(err, ErrLost) != recovered {
+				t.Errorf("taken over %v: %s: %v", recovered, op, err)
+			}
+		}
+		if !w.core.Info().Flush {
+			t.Errorf("taken over %v: no flush is offered", recovered)
+		}
+	}
+}
+
 // TestCacheEpochOfAnEarlierProcess: nobody knows any more what was flushed, so a changed epoch counts as a loss.
 func TestCacheEpochOfAnEarlierProcess(t *testing.T) {
 	for epoch, lost := range map[uint64]bool{0: false, 1: false, 9: true} {
