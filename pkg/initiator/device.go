@@ -195,7 +195,9 @@ func (d *Device) publish() {
 		})
 	}
 	if !before.Lost && state.Lost {
-		d.shard.say(func() { klog.ErrorS(ErrLost, "Device can be neither flushed nor written to any more", "target", d.cfg.Addr) })
+		d.shard.say(func() {
+			klog.ErrorS(ErrLost, "Device can be neither flushed nor written to any more", "target", d.cfg.Addr)
+		})
 	}
 	select {
 	case d.changed <- struct{}{}:
