@@ -18,9 +18,9 @@ import (
 // ext4Checkpoint is EXT4_IOC_CHECKPOINT (include/uapi/linux/ext4.h): write to their places what the journal holds, then empty it.
 const ext4Checkpoint = 0x4004662b
 
-// TestCheckpoint cuts the power at one flush of the target's disk after the other during a checkpoint: one of them is after a journal's blocks were written to their places, and is to make them durable
-// there. jbd2 does not heed that it fails (jbd2_cleanup_journal_tail, fs/jbd2/checkpoint.c): if it could write that the journal is empty, the
-// blocks would be nowhere.
+// TestCheckpoint cuts the power at one flush of the target's disk after the other during a checkpoint: one of them is after a journal's blocks were
+// written to their places, and is to make them durable there. jbd2 does not heed that it fails (jbd2_cleanup_journal_tail,
+// fs/jbd2/checkpoint.c): if it could write that the journal is empty, the blocks would be nowhere.
 func TestCheckpoint(t *testing.T) {
 	r := newRig(t, "ext4", lab.Binary())
 	dir := filepath.Join(r.l.Dir(), "staged")
