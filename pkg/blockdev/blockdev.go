@@ -3,7 +3,6 @@ package blockdev
 import (
 	"context"
 	"errors"
-	"io"
 	"syscall"
 	"time"
 )
@@ -48,8 +47,8 @@ type Request struct {
 	// Data is the payload of a write, or the space for that of a read: Length bytes that the queue owns and the
 	// caller borrows from Poll until Complete. Nil for the other operations, and where Pages is set.
 	Data []byte
-	// Pages is the payload of a front end that has none in memory: a write's is read from it, a read's written to it, at
-	// offsets from the request's start, between Poll and Complete. Nil where Data is set.
+	// Pages is the payload of a front end that has none in memory: a write's is read from it, a read's written to it, between Poll and
+	// Flush after Complete. Nil where Data is set.
 	Pages Pages
 	// Cookie belongs to the front end.
 	Cookie uint64
@@ -57,8 +56,8 @@ type Request struct {
 
 // Pages is data that the kernel holds.
 type Pages interface {
-	io.ReaderAt
-	io.WriterAt
+	// Place is where the request's data are from an offset in bytes on: a position in a descriptor, which is non-blocking, for pread and pwrite.
+	Place(off int64) (fd int, at int64)
 }
 
 // Queue is a device's request queue as an event loop sees it: one thread, never blocking. Requests

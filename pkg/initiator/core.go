@@ -7,6 +7,7 @@ import (
 
 	"github.com/aoe-csi/aoe-csi/pkg/aoe"
 	"github.com/aoe-csi/aoe-csi/pkg/pool"
+	"github.com/aoe-csi/aoe-csi/pkg/uring"
 )
 
 // Times of the state machine. All time is a Duration since an origin that the caller chooses.
@@ -62,6 +63,8 @@ type CoreConfig struct {
 	FirstCounter uint32
 	// MACs at which the target was seen are asked first, alone; everybody is asked when none of them answers. Empty: everybody.
 	MACs []aoe.MAC
+	// Batch copies from and to Request.Pages, and is borrowed; nil: a system call for each part.
+	Batch *uring.Batch
 }
 
 type coreLink struct {
@@ -82,6 +85,7 @@ type Core struct {
 	closed  bool
 
 	out     []Transmit
+	copies  copies
 	control *pool.Pool // small frames: a data pool at its ceiling never blocks recovery
 	data    *pool.Pool // nil until the first path is identified
 	// frameSize is that of data, in bytes.
@@ -139,7 +143,7 @@ func NewCore(now time.Duration, cfg CoreConfig) (*Core, error) {
 	c := &Core{
 		cfg: cfg, now: now, next: now, control: control, lost: cfg.Lost,
 		out:  make([]Transmit, 0, 4*cfg.PoolMax),
-		redo: make([]span, 0, 4*cfg.PoolMax),
+		redo: make([]span, 0, 4*cfg.PoolMax), copies: newCopies(cfg.Batch, 2*cfg.PoolMax),
 	}
 	c.table.init(cfg.PoolMax)
 	c.table.restart(cfg.FirstCounter, foreignCounters, tableSlots)
@@ -296,6 +300,9 @@ func (c *Core) Next() time.Duration { return c.next }
 // Transmits returns what is to be sent since the last call. The slice is good until the next call of any method; the holds are the
 // caller's.
 func (c *Core) Transmits() []Transmit {
+	for len(c.copies.transfers) > 0 { // a write that cannot be sent may have another one sent
+		c.Settle(c.now)
+	}
 	out := c.out
 	c.out = c.out[:0]
 	return out
@@ -334,6 +341,9 @@ func (c *Core) leave() {
 		}
 		for !c.done.empty() {
 			r := c.done.pop()
+			if r.staged > 0 { // a write that failed before its data were fetched
+				c.settle()
+			}
 			c.pending--
 			c.account(r)
 			r.Done.Complete(r)
@@ -394,6 +404,7 @@ func (c *Core) tickDead() {
 
 // failAll completes every request with err. Frames of writes may still be on the wire: nothing may overtake them.
 func (c *Core) failAll(err error) {
+	c.settle()
 	abandoned := false
 	for i := range c.table.entries {
 		e := &c.table.entries[i]

@@ -93,7 +93,7 @@ func (s *Shard) newDevice(cfg DeviceConfig) (*Device, error) {
 	core, err := NewCore(s.now(), CoreConfig{
 		Addr: cfg.Addr, Generation: cfg.Generation, UUID: cfg.UUID, Incarnation: cfg.Incarnation, Shard: s.cfg.Index,
 		DeadTime: cfg.DeadTime, PoolMax: cfg.PoolMax, ReadOnly: cfg.ReadOnly, CacheEpoch: cfg.CacheEpoch, Admission: cfg.Admission, Lost: cfg.Lost,
-		Recovered: cfg.Recovered, FirstCounter: binary.NativeEndian.Uint32(random[:]), MACs: cfg.MACs,
+		Recovered: cfg.Recovered, FirstCounter: binary.NativeEndian.Uint32(random[:]), MACs: cfg.MACs, Batch: s.batch,
 	})
 	if err != nil {
 		return nil, err

@@ -262,6 +262,9 @@ func (s *Shard) receive(l *shardLink, from link.Link) {
 		for _, b := range s.received[:n] {
 			s.dispatch(now, l, b)
 		}
+		for _, d := range s.devices {
+			d.core.Settle(now) // before the link gets the frames back
+		}
 		if n < receiveBatch {
 			return
 		}

@@ -55,7 +55,7 @@ func (c *Core) sendWaiting() bool {
 		return true
 	}
 	if !c.sendPart(p, r, r.framed, n, 1) {
-		return r.Err != nil
+		return false
 	}
 	r.framed += n
 	if r.framed == r.Sectors {
@@ -91,7 +91,7 @@ func (c *Core) sendRedo() bool {
 	n := part(s.req.Op, s.req.LBA+uint64(s.from), s.sectors, p.limit)
 	// Counted as sent before: its answer measures nothing, and a late copy of the first frame may be about.
 	if !c.sendPart(p, s.req, s.from, n, 2) {
-		return s.req.Err != nil
+		return false
 	}
 	s.from += n
 	s.sectors -= n
@@ -116,8 +116,7 @@ func part(op Op, lba uint64, left uint32, limit int) uint32 {
 	return min(n, left)
 }
 
-// sendPart frames and sends a part of a request over p; false if there is no tag or no buffer for it, or if its data cannot be read,
-// which fails the request.
+// sendPart frames and sends a part of a request over p; false if there is no tag or no buffer for it.
 func (c *Core) sendPart(p *path, r *Request, from, sectors uint32, sends int) bool {
 	if !c.table.room() {
 		if len(c.table.free) == 0 { // there are as many entries as frames below the ceiling
@@ -139,21 +138,14 @@ func (c *Core) sendPart(p *path, r *Request, from, sectors uint32, sends int) bo
 	if e.slow() {
 		e.rto = max(e.rto, rtoSlow)
 	}
-	length, err := c.build(f.Buf(), e)
-	if err != nil {
-		r.Err = ErrIO
-		f.Release()
-		c.table.remove(e)
-		return false
-	}
-	f.SetLen(length)
+	f.SetLen(c.build(f.Buf(), e))
 	p.count(e)
 	c.transmit(e)
 	return true
 }
 
-// build writes the frame of an entry and returns its length. The error is that of a write's data.
-func (c *Core) build(b []byte, e *entry) (int, error) {
+// build writes the frame of an entry and returns its length. A write's data may come later.
+func (c *Core) build(b []byte, e *entry) int {
 	h := c.header(e.path, e.tag)
 	r := e.req
 	switch r.Op {
@@ -164,7 +156,7 @@ func (c *Core) build(b []byte, e *entry) (int, error) {
 			Flags: aoe.ATAExtended | aoe.ATAWrite, Feature: aoe.FeatureTrim, Sectors: 1, Command: aoe.ATADataSetManagement,
 		})
 		putTrim(b[aoe.ATALen:aoe.ATALen+aoe.SectorSize], e.lba(), e.sectors)
-		return aoe.ATALen + aoe.SectorSize, nil
+		return aoe.ATALen + aoe.SectorSize
 	case OpRead:
 		f := aoe.ATAFields{Flags: aoe.ATAExtended, Command: aoe.ATAReadExt, Sectors: uint8(e.sectors), LBA: e.lba()}
 		if !c.identity.lba48 {
@@ -181,9 +173,10 @@ func (c *Core) build(b []byte, e *entry) (int, error) {
 		}
 		aoe.PutATA(b, &h, &f)
 		length := aoe.ATALen + int(e.sectors)*aoe.SectorSize
-		return length, r.fetch(b[aoe.ATALen:length], e.from)
+		c.fetch(e, b[aoe.ATALen:length])
+		return length
 	}
-	return aoe.Pad(b, aoe.ATALen), nil
+	return aoe.Pad(b, aoe.ATALen)
 }
 
 // lbaMode is the device register's high half for commands of 28 bits of LBA.
@@ -345,6 +338,9 @@ func (c *Core) detachEntry(e *entry) {
 
 // unpark sends what waited for a path: over its own if that is back, else as a copy over another.
 func (c *Core) unpark() {
+	if c.parked > 0 {
+		c.settle() // what is copied to another frame must be there
+	}
 	for i := 0; i < len(c.table.entries) && c.parked > 0; i++ {
 		e := &c.table.entries[i]
 		if e.req == nil || !e.parked {

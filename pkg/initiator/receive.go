@@ -10,7 +10,7 @@ import (
 // versionTries is how often a frame may be refused for its version, which is as right as that of all others.
 const versionTries = 4
 
-// Receive takes a frame from a link; b is borrowed for the call. What is no answer to something outstanding, over the path it went, is
+// Receive takes a frame from a link; b is borrowed until Settle. What is no answer to something outstanding, over the path it went, is
 // counted and forgotten.
 func (c *Core) Receive(now time.Duration, link LinkID, b []byte) {
 	c.enter(now)
@@ -19,6 +19,16 @@ func (c *Core) Receive(now time.Duration, link LinkID, b []byte) {
 	} else {
 		c.stats.Rejected++
 	}
+	c.leave()
+}
+
+// Settle ends the loan of all frames that Receive took.
+func (c *Core) Settle(now time.Duration) {
+	if len(c.copies.transfers) == 0 {
+		return
+	}
+	c.enter(now)
+	c.settle()
 	c.leave()
 }
 
@@ -115,10 +125,10 @@ func (c *Core) succeed(e *entry, payload []byte) {
 	}
 	switch r.Op {
 	case OpRead:
-		if r.store(payload, e.from) != nil {
-			c.finish(e, ErrIO)
-			return
-		}
+		from, units := e.from, e.units()
+		c.end(e)
+		c.store(r, payload, from, units)
+		return
 	case OpWrite, OpTrim:
 		if !r.FUA {
 			c.acked++
@@ -132,6 +142,13 @@ func (c *Core) succeed(e *entry, payload []byte) {
 // finish ends an entry, which counts on no path any more, with an outcome.
 func (c *Core) finish(e *entry, err error) {
 	r, units := e.req, e.units()
+	c.end(e)
+	c.answered(r, units, err)
+}
+
+// end forgets an entry that was answered; its part of the request is not, yet.
+func (c *Core) end(e *entry) {
+	r := e.req
 	if !e.slow() && e.sentAt != e.firstAt {
 		c.resent.put(answered{path: e.path, tag: e.tag, quick: e.quick, rtt: c.now - e.firstAt})
 	}
@@ -145,7 +162,6 @@ func (c *Core) finish(e *entry, err error) {
 	}
 	e.frame.Release()
 	c.table.remove(e)
-	c.answered(r, units, err)
 }
 
 // ataError is what a failed command means.

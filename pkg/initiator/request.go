@@ -1,7 +1,6 @@
 package initiator
 
 import (
-	"io"
 	"strconv"
 
 	"github.com/aoe-csi/aoe-csi/pkg/aoe"
@@ -38,10 +37,11 @@ type Completer interface {
 	Complete(r *Request)
 }
 
-// Pages is data at offsets in bytes from a request's start.
+// Pages is data that is not in this process's memory.
 type Pages interface {
-	io.ReaderAt
-	io.WriterAt
+	// Place is where the request's data are from an offset in bytes on: a position in a descriptor, for pread and pwrite. The descriptor is
+	// non-blocking, and needs no disk (uring.Transfer).
+	Place(off int64) (fd int, at int64)
 }
 
 // Request is one block request. The caller allocates it, may use it again after Complete, and leaves it alone between.
@@ -54,8 +54,8 @@ type Request struct {
 	// Data is what a write sends or the space for what a read brings, at least Sectors·512 bytes, borrowed from Submit until
 	// Complete. Others leave it nil, and those with Pages.
 	Data []byte
-	// Pages holds that instead when it is not in this process's memory: each frame's part is read from it, or written to it,
-	// once, on the shard's thread. An error fails the request.
+	// Pages has that instead when it is not in this process's memory: each frame's part is read from there, or written there, once, between
+	// Submit and Complete, on the shard's thread. An error fails the request.
 	Pages Pages
 	// Done is told once, also if Submit found the request wrong.
 	Done Completer
@@ -66,6 +66,7 @@ type Request struct {
 
 	framed uint32 // sectors that have been put into frames, from the start on
 	left   uint32 // sectors not yet answered (a flush counts 1)
+	staged uint32 // parts that copies has
 	held   bool   // has waited behind a late copy
 	next   *Request
 }
@@ -81,28 +82,6 @@ func (r *Request) units() uint32 {
 // fits says whether there is room for what the request moves.
 func (r *Request) fits() bool {
 	return r.Op == OpTrim || r.Pages != nil || uint64(len(r.Data)) >= uint64(r.Sectors)*aoe.SectorSize
-}
-
-// fetch copies a part of a write's data, from that sector on, to b.
-func (r *Request) fetch(b []byte, sector uint32) error {
-	first := int(sector) * aoe.SectorSize
-	if r.Pages == nil {
-		copy(b, r.Data[first:])
-		return nil
-	}
-	_, err := r.Pages.ReadAt(b, int64(first))
-	return err
-}
-
-// store takes a part of a read's data, from that sector on.
-func (r *Request) store(b []byte, sector uint32) error {
-	first := int(sector) * aoe.SectorSize
-	if r.Pages == nil {
-		copy(r.Data[first:], b)
-		return nil
-	}
-	_, err := r.Pages.WriteAt(b, int64(first))
-	return err
 }
 
 // modifies says whether a late copy of one of the request's frames can change data.

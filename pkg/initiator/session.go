@@ -363,6 +363,7 @@ func (c *Core) Release() error {
 		}
 	}
 	c.parked = 0
+	c.copies = copies{}
 	for _, t := range c.out {
 		t.Frame.Release()
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/aoe-csi/aoe-csi/pkg/aoe"
 	"github.com/aoe-csi/aoe-csi/pkg/brief"
+	"github.com/aoe-csi/aoe-csi/pkg/uring"
 )
 
 // MaxShards is how many shards a host can have; the last number of the tags' shard bits is package inband's.
@@ -75,6 +76,7 @@ type Shard struct {
 	events   [eventBatch]unix.EpollEvent
 	lively   bool // there was something to do when the loop last looked
 	received [receiveBatch][]byte
+	batch    *uring.Batch
 }
 
 // watch is a watched descriptor.
@@ -106,6 +108,7 @@ func NewShard(cfg ShardConfig) (*Shard, error) {
 		return nil, errors.Join(fmt.Errorf("new shard %d: %w", cfg.Index, err), unix.Close(s.wakeFD), unix.Close(s.epoll))
 	}
 	s.waker = os.NewFile(uintptr(s.wakeFD), "shard's eventfd")
+	s.batch, _ = uring.NewBatch(receiveBatch) // without io_uring nobody has requests with Pages
 	started := make(chan struct{})
 	go s.log()
 	go s.run(started)
@@ -340,5 +343,5 @@ func (s *Shard) closeAll() error {
 	for _, l := range s.links {
 		errs = append(errs, s.closeLink(l))
 	}
-	return errors.Join(append(errs, unix.Close(s.epoll), s.waker.Close())...)
+	return errors.Join(append(errs, s.batch.Close(), unix.Close(s.epoll), s.waker.Close())...)
 }

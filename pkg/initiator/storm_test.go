@@ -22,12 +22,14 @@ type storm struct {
 	errs       []error
 	wrong      int
 	generation byte
+	pages      *filePages // of every other request
 }
 
 // stormRequest is one of them, with the data that a read must bring.
 type stormRequest struct {
 	Request
 	storm  *storm
+	data   []byte
 	expect []byte
 }
 
@@ -38,8 +40,14 @@ func (r *stormRequest) finish() {
 	if r.Err != nil {
 		s.errs = append(s.errs, fmt.Errorf("%s of %d at %d: %w", r.Op, r.Sectors, r.LBA, r.Err))
 	}
-	if r.Op == OpRead && r.Err == nil && !bytes.Equal(r.Data, r.expect) {
+	if r.Pages != nil && r.Op == OpRead {
+		s.pages.get(r.data, r.LBA)
+	}
+	if r.Op == OpRead && r.Err == nil && !bytes.Equal(r.data, r.expect) {
 		s.wrong++
+	}
+	if r.Pages != nil {
+		s.pages.put(bytes.Repeat([]byte{0xbd}, len(r.data)), r.LBA) // whose they are next
 	}
 	for i := range r.Sectors {
 		s.busy[r.LBA+uint64(i)] = false
@@ -52,7 +60,8 @@ func (f finisher) Complete(*Request) { f.r.finish() }
 
 func newStorm(w *world, seed uint64, requests int) *storm {
 	sectors := len(w.target.disk) / aoe.SectorSize
-	return &storm{w: w, dice: rand.New(rand.NewPCG(seed, 2)), want: make([]byte, len(w.target.disk)), busy: make([]bool, sectors), left: requests}
+	return &storm{w: w, dice: rand.New(rand.NewPCG(seed, 2)), want: make([]byte, len(w.target.disk)), busy: make([]bool, sectors), left: requests,
+		pages: newFilePages(w.t)}
 }
 
 // submit adds one request, if it finds a place.
@@ -71,16 +80,17 @@ func (s *storm) submit() {
 	s.left--
 	s.pending++
 	r := &stormRequest{storm: s}
-	r.Request = Request{LBA: uint64(lba), Sectors: uint32(n), Data: make([]byte, n*aoe.SectorSize), Done: finisher{r}}
-	at := s.want[lba*aoe.SectorSize:][:len(r.Data)]
+	r.data = make([]byte, n*aoe.SectorSize)
+	r.Request = Request{LBA: uint64(lba), Sectors: uint32(n), Data: r.data, Done: finisher{r}}
+	at := s.want[lba*aoe.SectorSize:][:len(r.data)]
 	switch s.dice.IntN(8) {
 	case 0, 1, 2, 3:
 		s.generation++
 		r.Op = OpWrite
-		for i := range r.Data {
-			r.Data[i] = s.generation ^ byte(i>>9)
+		for i := range r.data {
+			r.data[i] = s.generation ^ byte(i>>9)
 		}
-		copy(at, r.Data)
+		copy(at, r.data)
 	case 4:
 		r.Op, r.Sectors, r.Data = OpFlush, 0, nil
 		for i := range n {
@@ -89,6 +99,10 @@ func (s *storm) submit() {
 	default:
 		r.Op = OpRead
 		r.expect = bytes.Clone(at)
+	}
+	if r.Op != OpFlush && s.dice.IntN(2) == 0 {
+		s.pages.put(r.data, r.LBA)
+		r.Data, r.Pages = nil, pagesFrom{s.pages, r.LBA}
 	}
 	s.w.core.Submit(s.w.now, &r.Request)
 }

@@ -110,6 +110,7 @@ func (w *world) step(limit time.Duration) bool {
 			for _, b := range frames[:n] {
 				w.core.Receive(w.now, LinkID(i), b)
 			}
+			w.core.Settle(w.now)
 		}
 	}
 	if w.core.Next() <= w.now {

@@ -243,6 +243,11 @@ func (n *node) poll() (any bool) {
 			for _, b := range s.received[:k] {
 				n.dispatch(initiator.LinkID(i), b)
 			}
+			for _, d := range n.devices {
+				if d.core != nil {
+					d.core.Settle(s.now)
+				}
+			}
 		}
 	}
 	for _, d := range n.devices {

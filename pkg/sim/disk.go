@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/aoe-csi/aoe-csi/pkg/target"
+	"github.com/aoe-csi/aoe-csi/pkg/uring"
 )
 
 var (
@@ -199,21 +200,16 @@ func (h *handle) ReadAt(p []byte, off int64) error {
 // misses says whether I/O has to wait for the disk.
 func (l *life) misses() bool { return l.dead || l.sim.dice.Float64() < l.sim.plan.uncached }
 
-// ReadCached implements target.File.
-func (h *handle) ReadCached(p []byte, off int64) bool {
-	if h.life.misses() {
-		return false
+// Cached implements target.File.
+func (h *handle) Cached(t *uring.Transfer) bool {
+	switch {
+	case h.life.misses():
+		t.Err = errDisk
+	case t.Write:
+		h.write(t.Data, t.Off, false)
+	default:
+		copy(t.Data, h.file.cache[t.Off:])
 	}
-	copy(p, h.file.cache[off:])
-	return true
-}
-
-// WriteCached implements target.File.
-func (h *handle) WriteCached(p []byte, off int64) bool {
-	if h.life.misses() {
-		return false
-	}
-	h.write(p, off, false)
 	return true
 }
 

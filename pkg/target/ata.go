@@ -33,13 +33,8 @@ func (p *port) ata(l *lun, f aoe.Frame) {
 		return
 	}
 	j.lun = l
-	if a.Command().IsWrite() && l.access == OpenAccess {
-		l.inline.Lock() // writes take effect in the order in which they came: a late duplicate stays before newer data
-		defer l.inline.Unlock()
-	} else {
-		l.inline.RLock()
-		defer l.inline.RUnlock()
-	}
+	// Writes take effect in the order in which they came where nothing else keeps a late duplicate from overwriting newer data.
+	p.hold(l, a.Command().IsWrite() && l.access == OpenAccess)
 	switch p.judge(l, j, a) {
 	case answerNow:
 		p.emit(j)
@@ -174,40 +169,6 @@ func (l *lun) noteLent(j *job, queue chan *job) {
 	if j.tracked {
 		j.session.window.set(j.counter, running)
 	}
-}
-
-// serveNow reads or writes in the port's own time, or lends the job to a worker. The caller holds inline.
-func (p *port) serveNow(l *lun, j *job, a aoe.ATA) {
-	n, off := a.Sectors()*aoe.SectorSize, int64(lbaOf(a)*aoe.SectorSize)
-	queue, reply := l.jobs, n
-	var done bool
-	if a.Command().IsRead() {
-		done = l.back.ReadCached(j.frame.Buf()[aoe.ATALen:aoe.ATALen+n], off)
-	} else {
-		data, _ := a.Payload(a.Sectors()) // ata has looked at it
-		done = l.back.WriteCached(data, off)
-		queue, reply = l.writes(), 0
-	}
-
-	l.mu.Lock()
-	gone := l.closed || j.rules != l.rules && l.mayRun(j.src, j.session) != aoe.NoError
-	lent := !gone && !done && p.lend(j, queue)
-	switch {
-	case lent:
-		l.noteLent(j, queue)
-	case j.tracked && done:
-		j.session.window.set(j.counter, doneOK)
-	case j.tracked:
-		j.session.window.set(j.counter, unseen)
-	}
-	l.mu.Unlock()
-	if lent {
-		return
-	}
-	if done && !gone {
-		j.answer(doneOK, reply)
-	}
-	p.emit(j)
 }
 
 // identify answers IDENTIFY DEVICE. The caller holds the LUN's mu.

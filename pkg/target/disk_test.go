@@ -5,6 +5,8 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/aoe-csi/aoe-csi/pkg/uring"
 )
 
 // disk is a File that hangs or fails when told to.
@@ -38,10 +40,14 @@ func (d *disk) block() (release func()) {
 	})
 }
 
-// WriteCached lets the port write if cached is set, as on a file system that can; else a write goes through a worker, where it can hang.
-func (d *disk) WriteCached(p []byte, off int64) bool {
+// Cached lets the port write if cached is set, as on a file system that can; else a write goes through a worker, where it can hang.
+func (d *disk) Cached(t *uring.Transfer) bool {
+	if !t.Write {
+		return d.File.Cached(t)
+	}
 	if !d.cached.Load() || d.failWrite.Load() {
-		return false
+		t.Err = unix.EOPNOTSUPP
+		return true
 	}
 	d.mu.Lock()
 	inPort := d.inPort
@@ -50,7 +56,8 @@ func (d *disk) WriteCached(p []byte, off int64) bool {
 		inPort()
 	}
 	d.writes.Add(1)
-	return d.File.WriteAt(p, off, false) == nil
+	t.Err = d.File.WriteAt(t.Data, t.Off, false)
+	return true
 }
 
 // letPortsWrite has ports write by themselves, and calls f, if it is not nil, when they do.

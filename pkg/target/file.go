@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/aoe-csi/aoe-csi/pkg/brief"
+	"github.com/aoe-csi/aoe-csi/pkg/uring"
 )
 
 // sparseFile is a sparse file.
@@ -18,9 +18,16 @@ type sparseFile struct {
 	punch bool
 	// memory: the file system has no disk, so that nothing waits for one.
 	memory bool
-	// waits: the file system cannot write without the permission to wait.
-	waits atomic.Bool
+	writes atomic.Int32 // how they can be done without a disk
 }
+
+// Kinds of file systems.
+const (
+	writesUnknown = iota // tell when it is tried
+	writesWait           // only with the permission to wait for the disk: ext4
+	writesBatched        // by io_uring at once: XFS, Btrfs
+	writesSingly         // a file in memory, but not by io_uring
+)
 
 // createFile makes a sparse file of size bytes that survives a crash of the host once it returns; the caller
 // writes the metadata that points at it afterwards. A left-over of the same name is an error.
@@ -75,7 +82,27 @@ func openFile(path string, size int64) (*sparseFile, error) {
 		return nil, errors.Join(fmt.Errorf("open LUN file %s: %w", path, err), f.Close())
 	}
 	b.memory = fs.Type == unix.TMPFS_MAGIC
+	if b.memory {
+		if err := b.inMemory(); err != nil {
+			return nil, errors.Join(fmt.Errorf("open LUN file %s: %w", path, err), f.Close())
+		}
+	}
 	return b, nil
+}
+
+// inMemory has io_uring read and write a file in memory at once, instead of waking a thread for it: O_NONBLOCK does that for reads, and with O_DIRECT,
+// which tmpfs knows since Linux 6.6 and does nothing else for, it does not ask whether the file system's buffered writes can go without waiting.
+func (b *sparseFile) inMemory() error {
+	flags, err := unix.FcntlInt(uintptr(b.fd), unix.F_GETFL, 0)
+	if err != nil {
+		return err
+	}
+	b.writes.Store(writesBatched)
+	if _, err = unix.FcntlInt(uintptr(b.fd), unix.F_SETFL, flags|unix.O_NONBLOCK|unix.O_DIRECT); errors.Is(err, unix.EINVAL) {
+		b.writes.Store(writesSingly)
+		_, err = unix.FcntlInt(uintptr(b.fd), unix.F_SETFL, flags|unix.O_NONBLOCK)
+	}
+	return err
 }
 
 // ReadAt implements File.
@@ -96,33 +123,29 @@ func (b *sparseFile) ReadAt(p []byte, off int64) error {
 	return nil
 }
 
-// ReadCached implements File.
-func (b *sparseFile) ReadCached(p []byte, off int64) bool {
-	if b.memory {
-		n, err := brief.Pread(b.fd, p, off)
-		return err == nil && n == len(p)
-	}
-	iov := [1][]byte{p}
-	n, err := unix.Preadv2(b.fd, iov[:], off, unix.RWF_NOWAIT)
-	return err == nil && n == len(p)
-}
-
-// WriteCached implements File. It needs a file system that can write to its cache and come back rather than wait for the disk: XFS and Btrfs can, ext4
-// cannot.
-func (b *sparseFile) WriteCached(p []byte, off int64) bool {
-	if b.memory {
-		n, err := brief.Pwrite(b.fd, p, off)
-		return err == nil && n == len(p)
-	}
-	if b.waits.Load() {
+// Cached implements File.
+func (b *sparseFile) Cached(t *uring.Transfer) bool {
+	t.FD, t.NoWait = b.fd, !b.memory
+	if !t.Write {
 		return false
 	}
-	iov := [1][]byte{p}
-	n, err := unix.Pwritev2(b.fd, iov[:], off, unix.RWF_NOWAIT)
-	if errors.Is(err, unix.EOPNOTSUPP) {
-		b.waits.Store(true)
+	switch b.writes.Load() {
+	case writesBatched:
+		return false
+	case writesWait:
+		t.Err = unix.EOPNOTSUPP
+		return true
+	case writesUnknown:
+		t.Run()
+		if errors.Is(t.Err, unix.EOPNOTSUPP) {
+			b.writes.Store(writesWait)
+		} else {
+			b.writes.Store(writesBatched)
+		}
+	default:
+		t.Run()
 	}
-	return err == nil && n == len(p)
+	return true
 }
 
 // WriteAt implements File.

@@ -152,6 +152,7 @@ func FuzzHandle(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, frame []byte) {
 		p.handle(frame)
+		p.serveStaged()
 		for p.lent > 0 {
 			p.takeBack(<-p.finished)
 		}
@@ -178,6 +179,7 @@ func TestServingDoesNotAllocate(t *testing.T) {
 				t.Fatal(err)
 			}
 			p.handle(c.openFrame(aoe.OpenSession, uuidA, 1, testGen))
+			p.serveStaged()
 			p.takeBack(<-p.finished)
 		}
 		epoch := uint8(0)
@@ -201,6 +203,7 @@ func TestServingDoesNotAllocate(t *testing.T) {
 				counter++
 				aoe.Frame(frame).SetTag(tag(epoch, counter))
 				p.handle(frame)
+				p.serveStaged()
 				for p.lent > 0 {
 					p.takeBack(<-p.finished)
 				}
@@ -230,6 +233,7 @@ func TestFlood(t *testing.T) {
 	const sent = 5000
 	for range sent {
 		p.handle(frame)
+		p.serveStaged()
 	}
 	if dropped := s.Stats().Dropped; dropped < sent-portFrames-lunQueue {
 		t.Fatalf("%d dropped", dropped)

@@ -21,6 +21,7 @@ func FuzzSession(f *testing.F) {
 	// exchange hands over a frame and returns a copy of the answer to its tag; nil if there is none.
 	exchange := func(frame []byte) (answer aoe.Frame) {
 		p.handle(frame)
+		p.serveStaged()
 		for p.lent > 0 {
 			p.takeBack(<-p.finished)
 		}

@@ -7,6 +7,8 @@ import (
 	"os"
 	"strings"
 	"time"
+
+	"github.com/aoe-csi/aoe-csi/pkg/uring"
 )
 
 // Host is what a shelf runs on: this machine, or a simulated one whose clock, disk, chance and scheduling are its own.
@@ -58,10 +60,9 @@ type Change struct {
 type File interface {
 	// ReadAt fills p from off; reading past the end is an error.
 	ReadAt(p []byte, off int64) error
-	// ReadCached is ReadAt if that needs no disk, else it returns false and p is undefined.
-	ReadCached(p []byte, off int64) bool
-	// WriteCached is WriteAt, not durable, if that needs no disk, else it returns false: all of p has to be written again.
-	WriteCached(p []byte, off int64) bool
+	// Cached makes a transfer of Data at Off if that needs no disk. It returns true when t.Err is the outcome: any but nil means that Data are
+	// undefined, or have to be written again. False: t has become one for uring.Batch, and then has such an outcome.
+	Cached(t *uring.Transfer) bool
 	// WriteAt writes p at off; with durable set it returns when p is on the medium.
 	WriteAt(p []byte, off int64, durable bool) error
 	// Sync makes everything written before durable. An error is told once.

@@ -1,5 +1,7 @@
 package target
 
+import "github.com/aoe-csi/aoe-csi/pkg/uring"
+
 // missing stands in for the bytes of a LUN whose file cannot be opened: its metadata stay, every access fails.
 type missing struct {
 	err error
@@ -8,11 +10,11 @@ type missing struct {
 // ReadAt implements File.
 func (m missing) ReadAt([]byte, int64) error { return m.err }
 
-// ReadCached implements File.
-func (m missing) ReadCached([]byte, int64) bool { return false }
-
-// WriteCached implements File.
-func (m missing) WriteCached([]byte, int64) bool { return false }
+// Cached implements File.
+func (m missing) Cached(t *uring.Transfer) bool {
+	t.Err = m.err
+	return true
+}
 
 // WriteAt implements File.
 func (m missing) WriteAt([]byte, int64, bool) error { return m.err }

@@ -7,10 +7,12 @@ import (
 	"runtime"
 
 	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
 
 	"github.com/aoe-csi/aoe-csi/pkg/aoe"
 	"github.com/aoe-csi/aoe-csi/pkg/link"
 	"github.com/aoe-csi/aoe-csi/pkg/pool"
+	"github.com/aoe-csi/aoe-csi/pkg/uring"
 )
 
 const (
@@ -41,6 +43,11 @@ type port struct {
 	finished chan *job // as long as jobs, so that a worker never waits
 	news     chan *lun // to be advertised
 
+	batch     *uring.Batch
+	transfers []uring.Transfer
+	staged    []*job // whose they are
+	holding   []held
+
 	waker *waker
 	ready func() bool // for the waker; made once, since a method value allocates
 	ctx   context.Context
@@ -60,15 +67,31 @@ func newPort(ctx context.Context, s *Shelf, l link.Link) (*port, error) {
 	}
 	p := &port{
 		shelf: s, link: l, mac: l.MAC(), pool: frame, sectors: aoe.MaxSectors(l.MTU()),
-		jobs:     make([]job, frames),
-		out:      make([]*pool.Frame, 0, frames),
-		finished: make(chan *job, frames),
-		news:     make(chan *lun, maxSlots),
-		waker:    w,
-		ctx:      ctx,
+		jobs:      make([]job, frames),
+		out:       make([]*pool.Frame, 0, frames),
+		finished:  make(chan *job, frames),
+		news:      make(chan *lun, maxSlots),
+		batch:     s.newBatch(l),
+		transfers: make([]uring.Transfer, 0, portBatch),
+		staged:    make([]*job, 0, portBatch),
+		holding:   make([]held, 0, portBatch),
+		waker:     w,
+		ctx:       ctx,
 	}
 	p.ready = func() bool { return len(p.finished) > 0 || len(p.news) > 0 || p.ctx.Err() != nil }
 	return p, nil
+}
+
+// newBatch makes what a port does cached I/O with.
+func (s *Shelf) newBatch(l link.Link) *uring.Batch {
+	if s.turns != nil {
+		return new(uring.Batch)
+	}
+	b, err := uring.NewBatch(portBatch)
+	if err != nil {
+		klog.InfoS("No io_uring, so each read of a LUN's file is a system call of its own", "link", l.Name(), "reason", err)
+	}
+	return b
 }
 
 // newPortWaker makes what a port sleeps on.
@@ -117,6 +140,7 @@ func (p *port) turn() (busy bool, err error) {
 	for _, frame := range p.rx[:n] {
 		p.handle(frame)
 	}
+	p.serveStaged()
 	p.link.Return()
 	if err != nil {
 		return false, err
@@ -252,7 +276,7 @@ func (p *port) emit(j *job) {
 func (p *port) close() error {
 	p.drop(len(p.out))
 	err := p.link.Close()
-	err = errors.Join(err, p.pool.Close())
+	err = errors.Join(err, p.pool.Close(), p.batch.Close())
 	return errors.Join(err, p.waker.close())
 }
 

@@ -10,9 +10,11 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/aoe-csi/aoe-csi/pkg/target"
+	"github.com/aoe-csi/aoe-csi/pkg/uring"
 )
 
 // slowest is how long a write may take on a slow disk: long enough for writes to queue up in the target.
@@ -93,11 +95,15 @@ func (s *slowFile) ReadAt(p []byte, off int64) error {
 	return err
 }
 
-func (s *slowFile) ReadCached([]byte, int64) bool  { return false }
-func (s *slowFile) WriteCached([]byte, int64) bool { return false }
-func (s *slowFile) Sync() error                    { return nil }
-func (s *slowFile) Discard(int64, int64) error     { return nil }
-func (s *slowFile) Trims() bool                    { return false }
-func (s *slowFile) Grow(n int64) error             { return s.f.Truncate(n) }
-func (s *slowFile) Allocated() (int64, error)      { return 0, nil }
-func (s *slowFile) Close() error                   { return s.f.Close() }
+// Cached implements target.File: everything needs the disk.
+func (s *slowFile) Cached(t *uring.Transfer) bool {
+	t.Err = syscall.EAGAIN
+	return true
+}
+
+func (s *slowFile) Sync() error                { return nil }
+func (s *slowFile) Discard(int64, int64) error { return nil }
+func (s *slowFile) Trims() bool                { return false }
+func (s *slowFile) Grow(n int64) error         { return s.f.Truncate(n) }
+func (s *slowFile) Allocated() (int64, error)  { return 0, nil }
+func (s *slowFile) Close() error               { return s.f.Close() }

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/aoe-csi/aoe-csi/pkg/blockdev"
+	"github.com/aoe-csi/aoe-csi/pkg/uring"
 )
 
 // control makes control commands: each on a ring of its own, since the kernel may take its time for one of them.
@@ -51,14 +52,14 @@ func (c *control) execute(cmd command) (err error) {
 		return fmt.Errorf("open %s: %w", c.path, err)
 	}
 	defer func() { err = errors.Join(err, unix.Close(fd)) }()
-	r, err := newRing(2, setupSQE128)
+	r, err := uring.New(2, uring.SetupSQE128)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, r.close()) }()
-	e := r.next()
-	e.opcode, e.fd, e.off = opURingCmd, int32(fd), uint64(cmd.number)
-	*(*controlCommand)(unsafe.Pointer(&e.command)) = controlCommand{
+	defer func() { err = errors.Join(err, r.Close()) }()
+	e := r.Next()
+	e.Opcode, e.FD, e.Off = uring.OpURingCmd, int32(fd), uint64(cmd.number)
+	*(*controlCommand)(unsafe.Pointer(&e.Command)) = controlCommand{
 		device: cmd.device, queue: anyQueue, length: uint16(len(cmd.buffer)),
 		address: uint64(uintptr(unsafe.Pointer(unsafe.SliceData(cmd.buffer)))), data: cmd.data,
 	}
@@ -67,30 +68,30 @@ func (c *control) execute(cmd command) (err error) {
 		pinned.Pin(unsafe.SliceData(cmd.buffer))
 	}
 	defer pinned.Unpin()
-	if err := r.submit(1); err != nil {
+	if err := r.Submit(1); err != nil {
 		return err
 	}
-	done, _ := r.take() // submit waited for it
-	if done.res < 0 {
-		return syscall.Errno(-done.res)
+	done, _ := r.Take() // submit waited for it
+	if done.Result < 0 {
+		return syscall.Errno(-done.Result)
 	}
 	return nil
 }
 
 // wake has a completion with this user data appear in another ring, from any thread.
 func wake(ringFD int, userData uint64) (err error) {
-	r, err := newRing(2, 0)
+	r, err := uring.New(2, 0)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, r.close()) }()
-	e := r.next()
-	e.opcode, e.fd, e.off = opMsgRing, int32(ringFD), userData
-	if err := r.submit(1); err != nil {
+	defer func() { err = errors.Join(err, r.Close()) }()
+	e := r.Next()
+	e.Opcode, e.FD, e.Off = uring.OpMsgRing, int32(ringFD), userData
+	if err := r.Submit(1); err != nil {
 		return err
 	}
-	if done, _ := r.take(); done.res < 0 {
-		return fmt.Errorf("wake queue: %w", syscall.Errno(-done.res))
+	if done, _ := r.Take(); done.Result < 0 {
+		return fmt.Errorf("wake queue: %w", syscall.Errno(-done.Result))
 	}
 	return nil
 }

@@ -163,7 +163,7 @@ func (d *device) open(ctx context.Context) error {
 	if err := blockdev.WaitForNode(ctx, path); err != nil {
 		return fmt.Errorf("open %s: %w", path, err)
 	}
-	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0) // as uring.Batch wants it
 	switch {
 	case errors.Is(err, unix.EBUSY):
 		return fmt.Errorf("open %s: %w: %w", path, blockdev.ErrNotYet, err)

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/aoe-csi/aoe-csi/pkg/blockdev"
-	"github.com/aoe-csi/aoe-csi/pkg/brief"
+	"github.com/aoe-csi/aoe-csi/pkg/uring"
 )
 
 const (
@@ -35,7 +35,7 @@ type slot struct {
 // Each tag is at any time with the kernel (a command waits to be filled), with the caller (between Poll and Complete), waiting
 // to be submitted, or ended (the kernel has given the command back for good).
 type queue struct {
-	ring  *ring
+	ring  *uring.Ring
 	slots []slot // one more than requests can be out: see sysfs.tune
 	char  atomic.Int32
 	// descriptors are the kernel's descriptions of the requests, mapped read-only; set before the first request.
@@ -55,7 +55,7 @@ func newQueue(depth int) (*queue, error) {
 	for int(entries) < tags {
 		entries *= 2
 	}
-	r, err := newRing(entries, setupDisabled|setupSingleIssuer|setupCoopTaskrun)
+	r, err := uring.New(entries, uring.SetupDisabled|uring.SetupSingleIssuer|uring.SetupCoopTaskrun)
 	if err != nil {
 		return nil, err
 	}
@@ -69,7 +69,7 @@ func newQueue(depth int) (*queue, error) {
 }
 
 // FD implements blockdev.Queue.
-func (q *queue) FD() int { return q.ring.fd }
+func (q *queue) FD() int { return q.ring.FD() }
 
 // Depth implements blockdev.Queue.
 func (q *queue) Depth() int { return len(q.slots) }
@@ -81,7 +81,7 @@ func (q *queue) Stalled() bool { return false }
 // is not the loop's.
 func (q *queue) begin(char int) error {
 	q.char.Store(int32(char))
-	if err := wake(q.ring.fd, openUp); err != nil {
+	if err := wake(q.ring.FD(), openUp); err != nil {
 		return err
 	}
 	return <-q.begun
@@ -104,17 +104,17 @@ func (q *queue) mapDescriptors() error {
 // Poll implements blockdev.Queue.
 func (q *queue) Poll(dst []*blockdev.Request) ([]*blockdev.Request, error) {
 	for q.err == nil {
-		c, ok := q.ring.take()
+		c, ok := q.ring.Take()
 		if !ok {
 			return dst, nil
 		}
 		switch {
-		case c.userData == openUp:
+		case c.UserData == openUp:
 			q.fetchAll()
-		case c.res == 0:
-			dst = q.arrived(dst, &q.slots[c.userData])
+		case c.Result == 0:
+			dst = q.arrived(dst, &q.slots[c.UserData])
 		default:
-			q.ended(syscall.Errno(-c.res))
+			q.ended(syscall.Errno(-c.Result))
 		}
 	}
 	return dst, q.err
@@ -133,9 +133,9 @@ func (q *queue) fetchAll() {
 
 // command prepares an I/O command; the ring has room for one of each tag.
 func (q *queue) command(tag int, number uint64, result int32) {
-	e := q.ring.next()
-	e.opcode, e.fd, e.off, e.userData = opURingCmd, q.char.Load(), number, uint64(tag)
-	*(*ioCommand)(unsafe.Pointer(&e.command)) = ioCommand{tag: uint16(tag), result: result}
+	e := q.ring.Next()
+	e.Opcode, e.FD, e.Off, e.UserData = uring.OpURingCmd, q.char.Load(), number, uint64(tag)
+	*(*ioCommand)(unsafe.Pointer(&e.Command)) = ioCommand{tag: uint16(tag), result: result}
 }
 
 // ended books a command that the kernel gave back for good: with ENODEV, when the device goes away.
@@ -185,45 +185,27 @@ func (q *queue) Complete(r *blockdev.Request, errno syscall.Errno) {
 // Flush implements blockdev.Queue. The first one makes the calling thread the queue's.
 func (q *queue) Flush() (more bool, err error) {
 	if !q.enabled {
-		if q.err = q.ring.enable(); q.err != nil {
+		if q.err = q.ring.Enable(); q.err != nil {
 			return false, q.err
 		}
 		q.enabled = true
 	}
-	if q.ring.tail == q.ring.submitted {
+	if q.ring.Waiting() == 0 {
 		return false, nil
 	}
 	return false, q.submit()
 }
 
-func (q *queue) submit() error { return q.ring.submit(0) }
+func (q *queue) submit() error { return q.ring.Submit(0) }
 
-// position is where a tag's data are in the character device.
-func (s *slot) position(off int64) int64 {
-	return dataOffset + int64(s.req.Index)<<tagShift + off
-}
-
-// ReadAt implements blockdev.Pages: it copies a write's data out of the kernel.
-func (s *slot) ReadAt(p []byte, off int64) (int, error) {
-	n, err := brief.Pread(int(s.q.char.Load()), p, s.position(off))
-	if err == nil && n < len(p) {
-		err = io.ErrUnexpectedEOF
-	}
-	return n, err
-}
-
-// WriteAt implements blockdev.Pages: it copies a read's data into the kernel.
-func (s *slot) WriteAt(p []byte, off int64) (int, error) {
-	n, err := brief.Pwrite(int(s.q.char.Load()), p, s.position(off))
-	if err == nil && n < len(p) {
-		err = io.ErrShortWrite
-	}
-	return n, err
+// Place implements blockdev.Pages: a tag's data are in the character device.
+func (s *slot) Place(off int64) (fd int, at int64) {
+	return int(s.q.char.Load()), dataOffset + int64(s.req.Index)<<tagShift + off
 }
 
 // close gives everything back; idempotent. No event loop may be watching it any more.
 func (q *queue) close() error {
-	errs := []error{q.ring.close()}
+	errs := []error{q.ring.Close()}
 	if q.mapped != nil {
 		errs = append(errs, unix.Munmap(q.mapped))
 		q.mapped = nil

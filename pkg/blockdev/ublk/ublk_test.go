@@ -11,15 +11,12 @@ import (
 	"unsafe"
 
 	"github.com/aoe-csi/aoe-csi/pkg/blockdev"
+	"github.com/aoe-csi/aoe-csi/pkg/uring"
 )
 
 // TestLayout: the structures are as long as the kernel's.
 func TestLayout(t *testing.T) {
 	for name, size := range map[string][2]uintptr{
-		"io_uring_params":       {unsafe.Sizeof(ringParams{}), 120},
-		"io_uring_sqe":          {unsafe.Sizeof(sqe{}), 64},
-		"command in it":         {unsafe.Offsetof(sqe{}.command), 48},
-		"io_uring_cqe":          {unsafe.Sizeof(cqe{}), 16},
 		"ublksrv_ctrl_cmd":      {unsafe.Sizeof(controlCommand{}), 32},
 		"ublksrv_io_cmd":        {unsafe.Sizeof(ioCommand{}), 16},
 		"ublksrv_ctrl_dev_info": {unsafe.Sizeof(deviceInfo{}), 64},
@@ -173,7 +170,7 @@ func TestParametersAreChecked(t *testing.T) {
 
 // TestRing: a real io_uring takes a message from another one, also when it is served by another thread than the one that made it.
 func TestRing(t *testing.T) {
-	r, err := newRing(8, setupDisabled|setupSingleIssuer|setupCoopTaskrun)
+	r, err := uring.New(8, uring.SetupDisabled|uring.SetupSingleIssuer|uring.SetupCoopTaskrun)
 	if errors.Is(err, syscall.ENOSYS) || errors.Is(err, syscall.EPERM) {
 		t.Skipf("no io_uring on this machine: %v", err) // the VM's tests have one
 	}
@@ -181,33 +178,33 @@ func TestRing(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() {
-		if err := errors.Join(r.close(), r.close()); err != nil {
+		if err := errors.Join(r.Close(), r.Close()); err != nil {
 			t.Error(err)
 		}
 	}()
-	if err := wake(r.fd, 7); err == nil {
+	if err := wake(r.FD(), 7); err == nil {
 		t.Error("a disabled ring took a message")
 	}
-	if err := r.enable(); err != nil {
+	if err := r.Enable(); err != nil {
 		t.Fatal(err)
 	}
-	if _, ok := r.take(); ok {
+	if _, ok := r.Take(); ok {
 		t.Error("a completion out of nothing")
 	}
 	for i := range uint64(20) { // the completion queue wraps around
-		if err := wake(r.fd, i); err != nil {
+		if err := wake(r.FD(), i); err != nil {
 			t.Fatal(err)
 		}
-		if c, ok := r.take(); !ok || c.userData != i || c.res != 0 {
+		if c, ok := r.Take(); !ok || c.UserData != i || c.Result != 0 {
 			t.Errorf("completion %d: %+v, %v", i, c, ok)
 		}
 	}
 	for range 8 {
-		if r.next() == nil {
+		if r.Next() == nil {
 			t.Fatal("ring full too early")
 		}
 	}
-	if r.next() != nil {
+	if r.Next() != nil {
 		t.Error("more submissions than the ring has")
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/aoe-csi/aoe-csi/pkg/blockdev"
+	"github.com/aoe-csi/aoe-csi/pkg/uring"
 )
 
 // disk is memory behind a queue. It answers newest first, so that the kernel sees completions out of order.
@@ -184,10 +185,25 @@ func (d *disk) load(r *blockdev.Request) syscall.Errno {
 		copy(r.Data, data)
 		return 0
 	}
+	return transfer(r.Pages, data, true)
+}
+
+// transfer moves data to pages, or from there, in two parts in one system call where there are two.
+func transfer(pages blockdev.Pages, data []byte, write bool) syscall.Errno {
 	half := len(data) / 2 &^ 511
-	_, err := r.Pages.WriteAt(data[half:], int64(half))
-	if err == nil && half > 0 {
-		_, err = r.Pages.WriteAt(data[:half], 0)
+	var ts []uring.Transfer
+	for from, part := range map[int][]byte{0: data[:half], half: data[half:]} {
+		fd, at := pages.Place(int64(from))
+		ts = append(ts, uring.Transfer{FD: fd, Off: at, Data: part, Write: write})
+	}
+	batch, err := uring.NewBatch(2)
+	if err != nil {
+		return errnoOf(err)
+	}
+	batch.Run(ts)
+	err = batch.Close()
+	for _, t := range ts {
+		err = errors.Join(err, t.Err)
 	}
 	return errnoOf(err)
 }
@@ -199,12 +215,7 @@ func (d *disk) store(r *blockdev.Request) syscall.Errno {
 		copy(data, r.Data)
 		return 0
 	}
-	half := len(data) / 2 &^ 511
-	_, err := r.Pages.ReadAt(data[half:], int64(half))
-	if err == nil && half > 0 {
-		_, err = r.Pages.ReadAt(data[:half], 0)
-	}
-	return errnoOf(err)
+	return transfer(r.Pages, data, false)
 }
 
 func errnoOf(err error) syscall.Errno {
