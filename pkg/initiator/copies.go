@@ -93,7 +93,7 @@ func (c *Core) unfetched(s staged) {
 	c.out = kept
 	if e := c.table.find(s.tag); e != nil && e.frame == s.frame {
 		c.abandon(e, ErrIO)
-	} else {
+	} else if s.req.Err == nil {
 		s.req.Err = ErrIO // the part is to be framed again: no more
 	}
 }

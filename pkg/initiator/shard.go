@@ -73,6 +73,7 @@ type Shard struct {
 	links    []*shardLink
 	lookAt   time.Duration // when to look after links
 	blocked  bool          // a link did not take all frames
+	answered bool          // a request failed after handlers handed over what they gathered
 	events   [eventBatch]unix.EpollEvent
 	lively   bool // there was something to do when the loop last looked
 	received [receiveBatch][]byte
@@ -213,7 +214,8 @@ func (s *Shard) wait(most int) (n int, err error) {
 
 // timeout is how long to sleep at most, in milliseconds.
 func (s *Shard) timeout() int {
-	if s.calls.Load() != nil {
+	if s.calls.Load() != nil || s.answered {
+		s.answered = false
 		return 0
 	}
 	now := s.now()
@@ -250,9 +252,11 @@ func (s *Shard) tick() {
 // transmit hands the devices' frames to the links.
 func (s *Shard) transmit() {
 	for _, d := range s.devices {
+		pending := d.core.Pending()
 		for _, t := range d.core.Transmits() {
 			s.links[t.Link].queue = append(s.links[t.Link].queue, t.Frame)
 		}
+		s.answered = s.answered || d.core.Pending() != pending
 	}
 	s.blocked = false
 	for _, l := range s.links {

@@ -34,7 +34,11 @@ func (p *port) ata(l *lun, f aoe.Frame) {
 	}
 	j.lun = l
 	// Writes take effect in the order in which they came where nothing else keeps a late duplicate from overwriting newer data.
-	p.hold(l, a.Command().IsWrite() && l.access == OpenAccess)
+	ordered := l.access == OpenAccess && carriesData(a.Command())
+	if ordered && !plainWrite(a.Command()) {
+		p.serveStaged() // a worker has it at once
+	}
+	p.hold(l, ordered)
 	switch p.judge(l, j, a) {
 	case answerNow:
 		p.emit(j)
@@ -109,6 +113,9 @@ func (p *port) isNew(j *job, a aoe.ATA) bool {
 // carriesData says whether the sectors of a command are data that come with it.
 func carriesData(c aoe.ATACommand) bool { return c.IsWrite() || c == aoe.ATADataSetManagement }
 
+// plainWrite says whether a command is a write that need not be durable when it is answered.
+func plainWrite(c aoe.ATACommand) bool { return c.IsWrite() && c != aoe.ATAWriteDMAFUAExt }
+
 // changes says whether a second execution of a command could do harm, or costs as much as a flush.
 func changes(c aoe.ATACommand) bool {
 	return carriesData(c) || c == aoe.ATAFlush || c == aoe.ATAFlushExt
@@ -124,7 +131,7 @@ func (p *port) route(l *lun, j *job, a aoe.ATA) verdict {
 			return answerNow
 		}
 		return tryCached
-	case c.IsWrite() && c != aoe.ATAWriteDMAFUAExt && l.behind == 0:
+	case plainWrite(c) && l.behind == 0:
 		if o := writable(j, a); o != unseen {
 			j.answer(o, 0)
 			if j.tracked {

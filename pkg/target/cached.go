@@ -57,6 +57,7 @@ func (p *port) serveNow(l *lun, j *job, a aoe.ATA) {
 	}
 	if l.back.Cached(t) {
 		p.served(j, t)
+		*t = uring.Transfer{}
 		p.transfers = p.transfers[:i]
 		return
 	}
@@ -68,7 +69,7 @@ func (p *port) serveStaged() {
 	p.batch.Run(p.transfers)
 	for i, j := range p.staged {
 		p.served(j, &p.transfers[i])
-		p.staged[i] = nil
+		p.staged[i], p.transfers[i] = nil, uring.Transfer{} // memory that may be unmapped some day
 	}
 	for i, h := range p.holding {
 		if h.alone {

@@ -59,6 +59,36 @@ func TestBatchKeepsOrder(t *testing.T) {
 	}
 }
 
+// TestBatchBeforeWorkers: what a worker has to do on an open LUN comes after the writes that came before it.
+func TestBatchBeforeWorkers(t *testing.T) {
+	c := &client{mac: macA, dst: link.LocalTargetMAC}
+	trim := block(0, 1)
+	aoe.PutTrim(trim, 0, 8)
+	for name, tt := range map[string]struct {
+		frame []byte
+		want  []byte
+	}{
+		"FUA":  {c.ata(2, aoe.ATAFields{Flags: 0x41, Command: aoe.ATAWriteDMAFUAExt, Sectors: 8}, block(0xbb, 8)), block(0xbb, 8)},
+		"TRIM": {c.ata(2, aoe.ATAFields{Flags: 0x41, Command: aoe.ATADataSetManagement, Feature: 1, Sectors: 1}, trim), block(0, 8)},
+	} {
+		var file *batched
+		_, p := bench(t, OpenAccess, func(b File) File { file = &batched{File: b}; return file })
+		p.handle(c.write(1, 0, block(0xaa, 8)))
+		p.handle(tt.frame)
+		for p.lent > 0 {
+			p.takeBack(<-p.finished)
+		}
+		p.serveStaged()
+		got := make([]byte, len(tt.want))
+		if err := file.ReadAt(got, 0); err != nil || !bytes.Equal(got, tt.want) {
+			t.Errorf("%s: the older write was last: %x …, %v", name, got[0], err)
+		}
+		if len(p.out) != 2 {
+			t.Errorf("%s: %d answers", name, len(p.out))
+		}
+	}
+}
+
 // TestExpelWaitsForBatch: a node is not off a LUN before what a port has staged of it is done.
 func TestExpelWaitsForBatch(t *testing.T) {
 	var file *batched
