@@ -66,6 +66,9 @@ func (c *Core) settle() {
 	k.batch.Run(k.transfers)
 	for i, s := range k.of {
 		s.req.staged--
+		if k.transfers[i].Err != nil {
+			k.transfers[i].Run() // io_uring needs memory that a system call does not
+		}
 		failed := k.transfers[i].Err != nil
 		k.transfers[i], k.of[i] = uring.Transfer{}, staged{}
 		switch {

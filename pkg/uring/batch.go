@@ -49,8 +49,9 @@ func NewBatch(entries int) (*Batch, error) {
 	return &Batch{ring: r, entries: entries}, nil
 }
 
-// Run makes the transfers, which it borrows, and sets their Err: in their order, but for one that has to wait, which later ones do not wait for. It returns when all are done: at once if none has to wait. A descriptor
-// that cannot do NoWait must be non-blocking (O_NONBLOCK): only then does io_uring try at once, instead of waking a thread for it.
+// Run makes the transfers, which it borrows, and sets their Err: in their order, but for one that has to wait, which later ones do not wait for.
+// It returns when all are done: at once if none has to wait. A descriptor that cannot do NoWait must be non-blocking (O_NONBLOCK): only then
+// does io_uring try at once, instead of waking a thread for it.
 func (b *Batch) Run(ts []Transfer) {
 	b.running = ts
 	for b.ring != nil && len(ts) > 1 { // one alone is cheaper without
@@ -80,11 +81,6 @@ func (b *Batch) run(ts []Transfer) {
 				ts[len(ts)-left+i].Run()
 			}
 			done += left
-		}
-	}
-	for i := range ts {
-		if t := &ts[i]; t.Err != nil && !t.NoWait {
-			t.Run() // io_uring needs memory that a system call does not
 		}
 	}
 }
